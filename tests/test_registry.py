@@ -1,4 +1,4 @@
-"""Which backend serves a call: `select` as a table, the overrides, the warnings, the errors that say what is missing."""
+"""Which backend serves a call: `select` as a table, the overrides, the warnings, errors that say what is missing."""
 
 import os
 import re
@@ -120,7 +120,7 @@ def test_an_impossible_override_says_what_is_missing():
 
 def test_an_unknown_instruction_set_names_the_choices(monkeypatch):
     monkeypatch.setenv("DCFAST_ISA", "mmx")
-    with pytest.raises(ValueError, match="DCFAST_ISA='mmx' is not available here: choose one of .*baseline"):
+    with pytest.raises(ValueError, match=r"DCFAST_ISA='mmx' is not available here: choose one of .*baseline"):
         _native.isa()
 
 

@@ -1,4 +1,4 @@
-"""Every CUDA kernel of the build for sm_80 and sm_90: registers, spills, and no fused multiply-add in D64. No GPU needed."""
+"""Every CUDA kernel for sm_80 and sm_90, with no GPU: registers, spills, and no fused multiply-add in D64."""
 
 import os
 import shutil
