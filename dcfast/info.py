@@ -62,7 +62,7 @@ def _gpu() -> str:
 def _driver() -> str:
     if not torch.cuda.is_available():
         return "none"
-    number = torch._C._cuda_getDriverVersion()
+    number = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
     return f"CUDA {number // 1000}.{number % 1000 // 10}"
 
 
