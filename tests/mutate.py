@@ -36,21 +36,19 @@ SPLIT = "csrc/cpu/split_empty.cpp"
 
 FAULTS = [
     Fault("tie flipped", ASSIGN, "index < best->index", "index > best->index", "tests/test_assign.py"),
+    Fault("recheck dropped", ASSIGN, "if (candidates == 1) {", "if (candidates >= 1) {", "tests/test_assign.py"),
     Fault(
-        "recheck dropped", ASSIGN, "if (low.second > limit) {", "if (low.second > 0 || true) {", "tests/test_assign.py"
-    ),
-    Fault(
-        "third candidate dropped",
+        "second candidate of a lane forgotten",
         ASSIGN,
-        "if (low.third > limit) {",
-        "if (low.third > 0 || true) {",
+        "if (!any_at_most(low.second, broadcast(limit))) {",
+        "if (low.second[0] == low.second[0]) {",
         "tests/test_assign.py",
     ),
     Fault(
         "bound of the certificate dropped",
         ASSIGN,
-        "(2.0 * (double(p.a[low.at_first])",
-        "0.0 * (2.0 * (double(p.a[low.at_first])",
+        "(2.0 * (double(p.a[one])",
+        "0.0 * (2.0 * (double(p.a[one])",
         "tests/test_assign.py",
     ),
     Fault(
