@@ -204,7 +204,7 @@ print(labels.tolist())
     assert (done.stdout.strip(), done.returncode) == (str(expected), 0), done.stderr
 
 
-# ---- the objects of each instruction set ------------------------------------------------------------------------------
+# ---- the objects of each instruction set ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def _fresh(build: Path) -> bool:
 
 
 def build_tree(scratch: Path) -> Path | None:
-    """A CMake tree that holds up-to-date objects, made in `scratch` unless a wheel's build left one; None without tools."""
+    """A CMake tree with up-to-date objects, made in `scratch` unless a wheel's build left one; None without tools."""
     for build in sorted(ROOT.glob("build/temp*/cmake")):
         if _fresh(build):
             return build
