@@ -102,7 +102,8 @@ def _operands(
         t = tl.where(mask & keep[:, None], (v - m[None, :]) * scale, 0.0)
         fits = tl.abs(t) < _HALF_LIMIT
         too_large += tl.sum(fits.to(tl.int32) ^ 1, 1)
-        half = tl.where(fits, t, 0.0).to(tl.float16)
+        t = tl.where(fits, t, 0.0)
+        half = t.to(tl.float16)
         tl.store(half_ptr + (p * rows_padded + row[:, None]) * d_padded + col[None, :], half)
         w = half.to(tl.float32).to(tl.float64)
         square += tl.sum(t * t, 1)
@@ -409,7 +410,8 @@ _UNROLL = 4
 
 def _tiles(n: int, k: int, d: int) -> tuple[int, int, int]:
     """Rows, centroids and elements per tile of the certified pass."""
-    return block(n, 64, 128), block(k, 32, 128), block(d, 16, 64)
+    # Above one block of d there are two accumulators: a narrower tile keeps them in registers.
+    return block(n, 64, 128), block(k, 32, 64 if d > _SUM_BLOCK else 128), block(d, 16, 64)
 
 
 def _certify_options(rows: int) -> dict[str, int]:
@@ -482,3 +484,94 @@ def _assign(x: torch.Tensor, c: torch.Tensor, labels: torch.Tensor) -> None:
                 part, transposed, live, lists[1], count[1:], labels, *_strides(part), p0, r0, n, n_rows, k, d,
                 fewest, most, BLOCK_R=block_r, BLOCK_K=block_k, UNROLL=_UNROLL, **_ALL_OPTIONS,
             )  # fmt: skip
+
+
+def compile_cases() -> list[CompileCase]:
+    """Representative specialisations, for compilation without a GPU."""
+    sizes = dict.fromkeys(("problem0", "row0", "label_stride", "n", "d"), "i32")
+    x_strides = dict.fromkeys(("x_stride_p", "x_stride_r", "x_stride_d"), "i64")
+    c_strides = dict.fromkeys(("c_stride_p", "c_stride_r", "c_stride_d"), "i64")
+    lists = {"list_ptr": "*i32", "count_ptr": "*i32", "labels_ptr": "*i64"}
+    cases = []
+    for kind in ("fp32", "fp64", "bf16"):
+        for centroids in (False, True) if kind == "fp32" else (False,):
+            cases.append(
+                CompileCase(
+                    f"operands-{'centroids' if centroids else 'rows'}-{kind}",
+                    _operands,
+                    {
+                        "v_ptr": f"*{kind}",
+                        "shift_ptr": "*fp64",
+                        "scale_ptr": "*fp64",
+                        "live_ptr": "*i8",
+                        "half_ptr": "*fp16",
+                        "stats_ptr": "*fp32",
+                        **dict.fromkeys(("stride_p", "stride_r", "stride_d"), "i64"),
+                        **dict.fromkeys(("stats_stride", "problem0", "rows", "rows_padded", "d", "d_padded"), "i32"),
+                        "spread": "fp32",
+                    },
+                    {"CENTROIDS": centroids, "BLOCK_R": 8, "BLOCK_D": 64},
+                    {"num_warps": 4},
+                    divisible=("rows_padded", "d_padded"),
+                )
+            )
+        cases.append(
+            CompileCase(
+                f"recheck-pairs-d64-{kind}",
+                _recheck_pairs,
+                {"x_ptr": f"*{kind}", "c_ptr": f"*{kind}", "pair_ptr": "*i32"}
+                | lists
+                | x_strides
+                | c_strides
+                | sizes
+                | {"list_stride": "i32"},
+                {"BLOCK": 32},
+                _PAIR_OPTIONS,
+            )
+        )
+        for name, (block_r, block_k) in (("few", _FEW), ("many", _MANY)) if kind != "bf16" else ():
+            cases.append(
+                CompileCase(
+                    f"recheck-all-{name}-d64-{kind}",
+                    _recheck_all,
+                    {"x_ptr": f"*{kind}", "c_ptr": f"*{kind}", "live_ptr": "*i8"}
+                    | lists
+                    | x_strides
+                    | sizes
+                    | dict.fromkeys(("k", "fewest", "most"), "i32"),
+                    {"BLOCK_R": block_r, "BLOCK_K": block_k, "UNROLL": _UNROLL},
+                    _ALL_OPTIONS,
+                )
+            )
+    for n, k, d in ((100000, 1000, 256), (100000, 1000, 4096), (100, 10, 10)):
+        block_m, block_n, block_d = _tiles(n, k, d)
+        cases.append(
+            CompileCase(
+                f"certify-{n}-{k}-{d}",
+                _certify,
+                {
+                    "rows_ptr": "*fp16",
+                    "row_stats_ptr": "*fp32",
+                    "centroids_ptr": "*fp16",
+                    "centroid_stats_ptr": "*fp32",
+                    "slack_ptr": "*fp64",
+                    "labels_ptr": "*i64",
+                    "pair_ptr": "*i32",
+                    "list_ptr": "*i32",
+                    "count_ptr": "*i32",
+                    **dict.fromkeys(("row_stats_stride", "centroid_stats_stride", "list_stride"), "i32"),
+                    **sizes,
+                    **dict.fromkeys(("n_padded", "k_padded", "d_padded"), "i32"),
+                },
+                {
+                    "SUM_BLOCK": _SUM_BLOCK if d > _SUM_BLOCK else 0,
+                    "BLOCK_M": block_m,
+                    "BLOCK_N": block_n,
+                    "BLOCK_D": block_d,
+                },
+                _certify_options(block_m),
+                divisible=("n_padded", "k_padded", "d_padded", "row_stats_stride", "centroid_stats_stride"),
+                expect={80: ("HMMA",), 90: ("HGMMA",)},
+            )
+        )
+    return cases
