@@ -86,7 +86,9 @@ def serving(device: str) -> dict[str, tuple[str | None, dict[str, str]]]:
 
 def _cell(backend: str | None, reasons: dict[str, str]) -> str:
     first = f"[green]{backend}[/]" if backend else "[red]none[/]"
-    return "\n".join([first, *(f"[dim]{name}: {reason}[/]" for name, reason in reasons.items())])
+    # 'CUDA: not written' needs no other word before it.
+    lines = (reason if reason.startswith("CUDA:") else f"{name}: {reason}" for name, reason in reasons.items())
+    return "\n".join([first, *(f"[dim]{line}[/]" for line in lines)])
 
 
 def show(console: Console | None = None) -> None:
@@ -98,7 +100,7 @@ def show(console: Console | None = None) -> None:
     console.print(facts)
     cpu, cuda = serving("cpu"), serving("cuda")
     table = Table(title="Which backend serves each op, and why not another", title_justify="left")
-    table.add_column("op", style="bold")
+    table.add_column("op", style="bold", overflow="fold")
     table.add_column("CPU tensors")
     table.add_column("CUDA tensors")
     for name in cpu:
