@@ -2,5 +2,6 @@
 
 from dcfast.ops._registry import backend
 from dcfast.ops.assign import assign
+from dcfast.ops.sobel_conv2d import sobel_conv2d
 
-__all__ = ["assign", "backend"]
+__all__ = ["assign", "backend", "sobel_conv2d"]
