@@ -35,8 +35,9 @@ static inline Doubles load(const double* p) { return *reinterpret_cast<const Dou
 static inline void store(float* p, Floats v) { *reinterpret_cast<Floats*>(p) = v; }
 static inline void store(double* p, Doubles v) { *reinterpret_cast<Doubles*>(p) = v; }
 
-static inline Floats broadcast(float x) { return Floats{} + x; }
-static inline Doubles broadcast(double x) { return Doubles{} + x; }
+// x - 0 is x for every x, so that this is one broadcast; 0 + x is an addition, since it is not for -0.
+static inline Floats broadcast(float x) { return x - Floats{}; }
+static inline Doubles broadcast(double x) { return x - Doubles{}; }
 
 // c - a * b, fused where the instruction set can. Only for passes whose rounding is bounded, never for D64.
 static inline Floats fnmadd(Floats a, Floats b, Floats c) {
