@@ -41,7 +41,7 @@ constexpr int kRows = 6;
 constexpr int64_t kPlaneBytes = 128 * 1024;       // Sobel planes of a band, a quarter of a 512 KiB L2
 constexpr int64_t kImagePlaneBytes = 512 * 1024;  // wider bands where their halo costs multiplications
 constexpr int64_t kBlockGroups = 16;              // vectors of pixels that meet one panel of weights in L1
-constexpr int64_t kBlockPixels = 96;  // pixels whose patches are packed together; a multiple of kRows
+constexpr int64_t kBlockPixels = 96;              // pixels whose patches are packed together; a multiple of kRows
 
 template <class T>
 struct Simd;
@@ -63,8 +63,7 @@ int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // acc[r][v] = sum over q < n of a(r, q) * (the vector at b(q, v)), in registers.
 template <class T, class A, class B>
-inline __attribute__((always_inline)) void multiply(int64_t n, A a, B b,
-                                                    typename Simd<T>::Vector acc[kRows][2]) {
+inline __attribute__((always_inline)) void multiply(int64_t n, A a, B b, typename Simd<T>::Vector acc[kRows][2]) {
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = broadcast(T(0));
   for (int64_t q = 0; q < n; ++q) {
@@ -178,8 +177,8 @@ void grey_row(const I* __restrict red, const I* __restrict green, const I* __res
 
 // Sobel planes of padded rows [first, first + rows) of one image; padded row y is row y - padding_h.
 template <class I, class T>
-void sobel_planes(const Sizes& s, const Plan& p, const I* image, const double* fold, int64_t first,
-                  int64_t rows, const Scratch& scratch) {
+void sobel_planes(const Sizes& s, const Plan& p, const I* image, const double* fold, int64_t first, int64_t rows,
+                  const Scratch& scratch) {
   const int64_t width = s.width, wide = width + 2;
   T* grey = static_cast<T*>(scratch.grey);
   for (int64_t t = 0; t < rows + 2; ++t) {
@@ -191,8 +190,8 @@ void sobel_planes(const Sizes& s, const Plan& p, const I* image, const double* f
     }
     const I* pixels = image + y * s.image_stride[2];
     row[0] = row[width + 1] = T(0);
-    grey_row(pixels, pixels + s.image_stride[1], pixels + 2 * s.image_stride[1], s.image_stride[3], width,
-             fold, row + 1);
+    grey_row(pixels, pixels + s.image_stride[1], pixels + 2 * s.image_stride[1], s.image_stride[3], width, fold,
+             row + 1);
   }
   T* __restrict sum = static_cast<T*>(scratch.lines);
   T* __restrict difference = sum + wide;
@@ -259,8 +258,8 @@ void forward_tile(const Plan& p, const T* panel, const int64_t* offsets, const T
 }
 
 template <class I, class T>
-void forward_unit(const Sizes& s, const Plan& p, const I* image, const double* fold, const T* packed,
-                  const T* bias, const Scratch& scratch, T* output, int64_t unit) {
+void forward_unit(const Sizes& s, const Plan& p, const I* image, const double* fold, const T* packed, const T* bias,
+                  const Scratch& scratch, T* output, int64_t unit) {
   const int64_t n = unit / p.bands, first = unit % p.bands * p.band;
   const int64_t out_rows = smaller(p.band, s.out_h - first), channel = s.out_h * s.out_w;
   sobel_planes<I, T>(s, p, image + n * s.image_stride[0], fold, first * s.stride_h,
@@ -269,8 +268,7 @@ void forward_unit(const Sizes& s, const Plan& p, const I* image, const double* f
   int64_t n_groups = 0;
   for (int64_t y = 0; y < out_rows; ++y) {
     for (int64_t x = 0; x < s.out_w; x += kLanes) {
-      scratch.groups[n_groups++] =
-          Group{y * s.stride_h * p.row + x, y * s.out_w + x, smaller(kLanes, s.out_w - x)};
+      scratch.groups[n_groups++] = Group{y * s.stride_h * p.row + x, y * s.out_w + x, smaller(kLanes, s.out_w - x)};
     }
   }
   T* out = output + n * s.filters * channel + first * s.out_w;
@@ -279,16 +277,16 @@ void forward_unit(const Sizes& s, const Plan& p, const I* image, const double* f
     for (int64_t o = 0; o < s.filters; o += kRows) {
       for (int64_t group = block; group < stop; group += 2) {
         forward_tile(p, packed + o * p.columns, scratch.offsets, static_cast<const T*>(scratch.planes),
-                     scratch.groups + group, smaller(2, stop - group), bias == nullptr ? bias : bias + o,
-                     s.filters - o, out + o * channel, channel);
+                     scratch.groups + group, smaller(2, stop - group), bias == nullptr ? bias : bias + o, s.filters - o,
+                     out + o * channel, channel);
       }
     }
   }
 }
 
 template <class I, class T>
-void forward(const Sizes& s, const I* image, const double* fold, const T* packed, const T* bias, char* base,
-             T* output, int64_t start, int64_t stop, int n_threads) {
+void forward(const Sizes& s, const I* image, const double* fold, const T* packed, const T* bias, char* base, T* output,
+             int64_t start, int64_t stop, int n_threads) {
   const Plan p = plan_of<T>(DCFAST_SOBEL_FORWARD, s);
 #pragma omp parallel num_threads(n_threads)
   {
@@ -368,8 +366,8 @@ void weight_unit(const Sizes& s, const Plan& p, const I* image, const double* fo
 }
 
 template <class I, class T>
-void backward_weight(const Sizes& s, const I* image, const double* fold, const T* grad, char* base,
-                     T* partial, double* total, int64_t start, int64_t stop, int n_threads) {
+void backward_weight(const Sizes& s, const I* image, const double* fold, const T* grad, char* base, T* partial,
+                     double* total, int64_t start, int64_t stop, int n_threads) {
   const Plan p = plan_of<T>(DCFAST_SOBEL_BACKWARD_WEIGHT, s);
   const int64_t size = round_up(s.filters, kRows) * p.panels * panel_width<T>();
 #pragma omp parallel num_threads(n_threads)
@@ -395,8 +393,8 @@ void backward_weight(const Sizes& s, const I* image, const double* fold, const T
 
 // Adds what output pixels [pixel, pixel + count) give to the planes' gradient; patches is D.
 template <class T>
-void scatter(const Sizes& s, const Plan& p, const T* patches, int64_t pixel, int64_t count, int64_t top,
-             int64_t low, int64_t high, T* planes) {
+void scatter(const Sizes& s, const Plan& p, const T* patches, int64_t pixel, int64_t count, int64_t top, int64_t low,
+             int64_t high, T* planes) {
   int64_t y = pixel / s.out_w, x = pixel % s.out_w;
   for (int64_t n = 0; n < count; ++n) {
     for (int plane = 0; plane < 2; ++plane) {
@@ -404,8 +402,7 @@ void scatter(const Sizes& s, const Plan& p, const T* patches, int64_t pixel, int
         int64_t at = y * s.stride_h + i - s.padding_h;
         if (at < low || at >= high) continue;
         const T* __restrict from = patches + n * p.patch + plane * p.taps + i * s.kernel_w;
-        T* __restrict to =
-            planes + plane * p.plane + (at - top) * p.row + x * s.stride_w - s.padding_w + p.margin;
+        T* __restrict to = planes + plane * p.plane + (at - top) * p.row + x * s.stride_w - s.padding_w + p.margin;
         for (int64_t j = 0; j < s.kernel_w; ++j) to[j] += from[j];
       }
     }
@@ -474,8 +471,8 @@ void image_unit(const Sizes& s, const Plan& p, const T* grad, const double* fold
 }
 
 template <class T>
-void backward_image(const Sizes& s, const T* grad, const double* fold, const T* packed, char* base,
-                    T* grad_image, int64_t start, int64_t stop, int n_threads) {
+void backward_image(const Sizes& s, const T* grad, const double* fold, const T* packed, char* base, T* grad_image,
+                    int64_t start, int64_t stop, int n_threads) {
   const Plan p = plan_of<T>(DCFAST_SOBEL_BACKWARD_IMAGE, s);
 #pragma omp parallel num_threads(n_threads)
   {
@@ -563,26 +560,25 @@ int sobel_conv2d_pack(int pass, int dtype, const Sizes* sizes, const void* weigh
   }
 
 int sobel_conv2d(int dtype, int image_dtype, const Sizes* sizes, const void* image, const double* fold,
-                 const void* packed, const void* bias, void* scratch, void* output, int64_t start,
-                 int64_t stop, int n_threads) {
-  DCFAST_SOBEL_DISPATCH((forward<I, T>(
-      *sizes, static_cast<const I*>(image), fold, static_cast<const T*>(packed), static_cast<const T*>(bias),
-      static_cast<char*>(scratch), static_cast<T*>(output), start, stop, n_threads)))
+                 const void* packed, const void* bias, void* scratch, void* output, int64_t start, int64_t stop,
+                 int n_threads) {
+  DCFAST_SOBEL_DISPATCH((forward<I, T>(*sizes, static_cast<const I*>(image), fold, static_cast<const T*>(packed),
+                                       static_cast<const T*>(bias), static_cast<char*>(scratch),
+                                       static_cast<T*>(output), start, stop, n_threads)))
   return DCFAST_OK;
 }
 
-int sobel_conv2d_backward_weight(int dtype, int image_dtype, const Sizes* sizes, const void* image,
-                                 const double* fold, const void* grad, void* scratch, void* partial,
-                                 double* total, int64_t start, int64_t stop, int n_threads) {
-  DCFAST_SOBEL_DISPATCH((backward_weight<I, T>(*sizes, static_cast<const I*>(image), fold,
-                                               static_cast<const T*>(grad), static_cast<char*>(scratch),
-                                               static_cast<T*>(partial), total, start, stop, n_threads)))
+int sobel_conv2d_backward_weight(int dtype, int image_dtype, const Sizes* sizes, const void* image, const double* fold,
+                                 const void* grad, void* scratch, void* partial, double* total, int64_t start,
+                                 int64_t stop, int n_threads) {
+  DCFAST_SOBEL_DISPATCH(
+      (backward_weight<I, T>(*sizes, static_cast<const I*>(image), fold, static_cast<const T*>(grad),
+                             static_cast<char*>(scratch), static_cast<T*>(partial), total, start, stop, n_threads)))
   return DCFAST_OK;
 }
 
-int sobel_conv2d_backward_image(int dtype, const Sizes* sizes, const void* grad, const double* fold,
-                                const void* packed, void* scratch, void* grad_image, int64_t start,
-                                int64_t stop, int n_threads) {
+int sobel_conv2d_backward_image(int dtype, const Sizes* sizes, const void* grad, const double* fold, const void* packed,
+                                void* scratch, void* grad_image, int64_t start, int64_t stop, int n_threads) {
   char* base = static_cast<char*>(scratch);
   if (dtype == DCFAST_FLOAT32) {
     backward_image(*sizes, static_cast<const float*>(grad), fold, static_cast<const float*>(packed), base,

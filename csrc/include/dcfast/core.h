@@ -26,8 +26,7 @@ enum dcfast_dtype {
 typedef int dcfast_cpu_assign_workspace_fn(int dtype, int64_t k, int64_t d, int64_t* bytes);
 // Shift, scale, deduplicate and pack the centroids (k x d, rows contiguous) into the workspace (64-byte
 // aligned).
-typedef int dcfast_cpu_assign_prepare_fn(int dtype, const void* centroids, int64_t k, int64_t d,
-                                         void* workspace);
+typedef int dcfast_cpu_assign_prepare_fn(int dtype, const void* centroids, int64_t k, int64_t d, void* workspace);
 // Labels of n rows of x. scratch holds n_threads * scratch_bytes(d) bytes, counts[0] and counts[1] gain the
 // number of rows that needed a recheck and of those that needed every candidate.
 typedef int dcfast_cpu_assign_scratch_fn(int dtype, int64_t d, int64_t* bytes);
@@ -35,11 +34,35 @@ typedef int dcfast_cpu_assign_fn(int dtype, const void* x, int64_t row_stride, i
                                  const void* centroids, int64_t k, const void* workspace, void* scratch,
                                  int64_t* labels, int64_t* counts, int n_threads);
 
+// ---- accumulate: exact sums per cluster ----------------------------------------------------------------------
+// Add n rows (n <= 2^22) to words (copies x k x n_words x d, of which the first copy receives the result, carried)
+// and counts (copies x k). Column i in units of 1 / scale[i], a power of two; weight (n doubles) may be null. Rows
+// whose label is outside [0, k) are left out.
+typedef int dcfast_cpu_accumulate_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                     const int64_t* labels, int64_t k, const double* weight, const double* scale,
+                                     int64_t n_words, int64_t* words, int64_t* counts, int64_t copies, int n_threads);
+// out (k x d) = RN_T(RN64(S) / total), or previous where total is 0.
+typedef int dcfast_cpu_means_fn(int dtype, const int64_t* words, int64_t k, int64_t n_words, int64_t d,
+                                const int64_t* low, const double* total, const void* previous, void* out);
+
+// ---- inertia ---------------------------------------------------------------------------------------------
+// out[i] = RN64(weight[i] * D64(x_i, centroid of its label)); 0 for a label outside [0, k). weight may be null.
+typedef int dcfast_cpu_point_distances_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                          const void* centroids, int64_t k, const int64_t* labels, const double* weight,
+                                          double* out, int n_threads);
+// Add n doubles exactly to words, n_threads accumulators of 80 words each, zeroed before the first call.
+typedef int dcfast_cpu_exact_sum_add_fn(const double* values, int64_t n, int64_t* words, int n_threads);
+// out[0] = the sum of all n_threads accumulators, rounded once.
+typedef int dcfast_cpu_exact_sum_round_fn(int64_t* words, int n_threads, double* out);
+
+// ---- split_empty: donors for empty clusters, in place --------------------------------------------------------
+typedef int dcfast_cpu_split_empty_fn(int dtype, void* centroids, int64_t* counts, int64_t k, int64_t d, int64_t seed,
+                                      int64_t iteration);
+
 // ---- sobel_conv2d: normalised grey image, Sobel, convolution ----------------------------------------------
 // The sizes of one call, 16 consecutive int64.
 struct dcfast_sobel_conv2d_sizes {
-  int64_t images, height, width, filters, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, out_h,
-      out_w;
+  int64_t images, height, width, filters, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, out_h, out_w;
   int64_t image_stride[4];  // in elements, of image, channel, row, column
 };
 
@@ -52,31 +75,28 @@ enum dcfast_sobel_conv2d_pass {
 // What a pass needs: plan[0] units of work (bands of images), plan[1] bytes of packed weights, plan[2] bytes
 // of scratch per thread, plan[3] padded filters and plan[4] padded columns of a partial sum of the weight
 // pass.
-typedef int dcfast_cpu_sobel_conv2d_plan_fn(int pass, int dtype, const dcfast_sobel_conv2d_sizes* sizes,
-                                            int64_t* plan);
+typedef int dcfast_cpu_sobel_conv2d_plan_fn(int pass, int dtype, const dcfast_sobel_conv2d_sizes* sizes, int64_t* plan);
 // Pack the weights (filters, 2, kernel_h, kernel_w) for the forward or the image pass.
 typedef int dcfast_cpu_sobel_conv2d_pack_fn(int pass, int dtype, const dcfast_sobel_conv2d_sizes* sizes,
                                             const void* weight, void* packed);
 // Units [start, stop) of the output (images, filters, out_h, out_w). fold holds what a channel is multiplied
 // by and what is added to their sum to give grey; bias may be null.
 typedef int dcfast_cpu_sobel_conv2d_fn(int dtype, int image_dtype, const dcfast_sobel_conv2d_sizes* sizes,
-                                       const void* image, const double* fold, const void* packed,
-                                       const void* bias, void* scratch, void* output, int64_t start,
-                                       int64_t stop, int n_threads);
+                                       const void* image, const double* fold, const void* packed, const void* bias,
+                                       void* scratch, void* output, int64_t start, int64_t stop, int n_threads);
 // Adds units [start, stop) to total (plan[3] x plan[4] doubles): column k < 2 kernel_h kernel_w is the
 // gradient of weight k, the column after them that of the bias. partial holds stop - start such matrices of
 // the dtype, summed in the order of the units.
 typedef int dcfast_cpu_sobel_conv2d_backward_weight_fn(int dtype, int image_dtype,
-                                                       const dcfast_sobel_conv2d_sizes* sizes,
-                                                       const void* image, const double* fold,
-                                                       const void* grad, void* scratch, void* partial,
-                                                       double* total, int64_t start, int64_t stop,
+                                                       const dcfast_sobel_conv2d_sizes* sizes, const void* image,
+                                                       const double* fold, const void* grad, void* scratch,
+                                                       void* partial, double* total, int64_t start, int64_t stop,
                                                        int n_threads);
 // Units [start, stop) of the image's gradient (images, 3, height, width).
 typedef int dcfast_cpu_sobel_conv2d_backward_image_fn(int dtype, const dcfast_sobel_conv2d_sizes* sizes,
-                                                      const void* grad, const double* fold,
-                                                      const void* packed, void* scratch, void* grad_image,
-                                                      int64_t start, int64_t stop, int n_threads);
+                                                      const void* grad, const double* fold, const void* packed,
+                                                      void* scratch, void* grad_image, int64_t start, int64_t stop,
+                                                      int n_threads);
 
 // An op is one line here and one function of that name in csrc/cpu (or csrc/cuda): dispatch.cpp and
 // bindings.cpp are generated from these lists.
@@ -85,6 +105,12 @@ typedef int dcfast_cpu_sobel_conv2d_backward_image_fn(int dtype, const dcfast_so
   X(assign_prepare)               \
   X(assign_scratch)               \
   X(assign)                       \
+  X(accumulate)                   \
+  X(means)                        \
+  X(point_distances)              \
+  X(exact_sum_add)                \
+  X(exact_sum_round)              \
+  X(split_empty)                  \
   X(sobel_conv2d_plan)            \
   X(sobel_conv2d_pack)            \
   X(sobel_conv2d)                 \

@@ -18,9 +18,7 @@ _Pair = Sequence[int]
 _Constants = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
-def _check_geometry(
-    image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
-) -> None:
+def _check_geometry(image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> None:
     for name, values, least in (("stride", stride, 1), ("padding", padding, 0)):
         if len(values) != 2 or min(values) < least:
             raise ValueError(f"{name} is {list(values)}: expected one or two integers of at least {least}")
@@ -41,9 +39,7 @@ def _check_image(image: torch.Tensor, dtype: torch.dtype, name: str) -> None:
     if image.dtype not in (torch.uint8, *_validate.FLOATS):
         raise TypeError(f"image has dtype {image.dtype}: expected uint8 or a floating dtype; use .float()")
     if image.dtype not in (torch.uint8, dtype):
-        raise ValueError(
-            f"image has dtype {image.dtype} and {name} {dtype}: convert one to the other's, or use uint8"
-        )
+        raise ValueError(f"image has dtype {image.dtype} and {name} {dtype}: convert one to the other's, or use uint8")
 
 
 def _check_weight(weight: torch.Tensor) -> None:
@@ -96,9 +92,7 @@ def _check(
 def _check_grad(grad: torch.Tensor, expected: tuple[int, int]) -> None:
     _validate.floats(grad, "grad")
     if grad.dim() != 4 or tuple(grad.shape[2:]) != expected:
-        raise ValueError(
-            f"grad has shape {tuple(grad.shape)}: expected (N, filters, {expected[0]}, {expected[1]})"
-        )
+        raise ValueError(f"grad has shape {tuple(grad.shape)}: expected (N, filters, {expected[0]}, {expected[1]})")
 
 
 def _check_backward_weight(
@@ -185,8 +179,7 @@ _backward_weight = _registry.define(
 )
 _backward_image = _registry.define(
     "sobel_conv2d_backward_image",
-    "(Tensor grad, Tensor weight, SymInt[2] image_size, SymInt[2] stride, SymInt[2] padding, Tensor? std)"
-    " -> Tensor",
+    "(Tensor grad, Tensor weight, SymInt[2] image_size, SymInt[2] stride, SymInt[2] padding, Tensor? std) -> Tensor",
     package=__name__,
     check=_check_backward_image,
     fake=_fake_backward_image,
@@ -206,9 +199,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     if need_image:
         grad_image = _backward_image(grad, weight, image.shape[2:], ctx.stride, ctx.padding, std)
     if need_weight or need_bias:
-        grad_weight, grad_bias = _backward_weight(
-            grad, image, weight.shape[2:], ctx.stride, ctx.padding, mean, std
-        )
+        grad_weight, grad_bias = _backward_weight(grad, image, weight.shape[2:], ctx.stride, ctx.padding, mean, std)
     return (
         grad_image,
         grad_weight if need_weight else None,
@@ -246,9 +237,7 @@ def _backward_of_image(ctx: Any, by_image: torch.Tensor) -> tuple[Any, ...]:
     if ctx.needs_input_grad[0]:
         by_grad = _forward(by_image, weight, None, ctx.stride, ctx.padding, None, std)
     if ctx.needs_input_grad[1]:
-        by_weight, _ = _backward_weight(
-            grad, by_image, weight.shape[2:], ctx.stride, ctx.padding, None, std
-        )
+        by_weight, _ = _backward_weight(grad, by_image, weight.shape[2:], ctx.stride, ctx.padding, None, std)
     return by_grad, by_weight, None, None, None, None
 
 
@@ -256,14 +245,10 @@ torch.library.register_autograd("dcfast::sobel_conv2d", _backward, setup_context
 torch.library.register_autograd(
     "dcfast::sobel_conv2d_backward_weight", _backward_of_weight, setup_context=_setup_weight
 )
-torch.library.register_autograd(
-    "dcfast::sobel_conv2d_backward_image", _backward_of_image, setup_context=_setup_image
-)
+torch.library.register_autograd("dcfast::sobel_conv2d_backward_image", _backward_of_image, setup_context=_setup_image)
 
 
-def _channels(
-    values: torch.Tensor | Sequence[float] | None, image: torch.Tensor, name: str
-) -> torch.Tensor | None:
+def _channels(values: torch.Tensor | Sequence[float] | None, image: torch.Tensor, name: str) -> torch.Tensor | None:
     if values is None or isinstance(values, torch.Tensor):
         return values
     if len(values) != 3:
@@ -331,6 +316,4 @@ def sobel_conv2d(
     tensor([ 0., -4., -4.,  4.])
     """
     pair = [(v, v) if isinstance(v, int) else tuple(v) for v in (stride, padding)]
-    return _forward(
-        image, weight, bias, *pair, _channels(mean, image, "mean"), _channels(std, image, "std")
-    )
+    return _forward(image, weight, bias, *pair, _channels(mean, image, "mean"), _channels(std, image, "std"))

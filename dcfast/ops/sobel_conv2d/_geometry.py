@@ -11,9 +11,7 @@ def output_size(
     image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> tuple[int, int]:
     """Height and width of the convolution's output, from those of image and kernel."""
-    height, width = (
-        (i + 2 * p - k) // s + 1 for i, k, s, p in zip(image, kernel, stride, padding, strict=True)
-    )
+    height, width = ((i + 2 * p - k) // s + 1 for i, k, s, p in zip(image, kernel, stride, padding, strict=True))
     return height, width
 
 

@@ -25,9 +25,7 @@ def _sizes(
 ) -> torch.Tensor:
     """`dcfast_sobel_conv2d_sizes` of core.h; the strides of the image are set slice by slice."""
     out = output_size(image_size, kernel, stride, padding)
-    return torch.tensor(
-        [images, *image_size, filters, *kernel, *stride, *padding, *out, 0, 0, 0, 0], dtype=torch.int64
-    )
+    return torch.tensor([images, *image_size, filters, *kernel, *stride, *padding, *out, 0, 0, 0, 0], dtype=torch.int64)
 
 
 def _plan(which: int, dtype: int, sizes: torch.Tensor) -> list[int]:
@@ -77,9 +75,7 @@ def sobel_conv2d(
     weight = weight.to(dtype).contiguous()
     bias = None if bias is None else bias.to(dtype).contiguous()
     packed, scratch = _bytes(packed_bytes), _bytes(scratch_bytes * n_threads)
-    core.sobel_conv2d_pack(
-        _FORWARD, _DTYPES[dtype], sizes.data_ptr(), weight.data_ptr(), packed.data_ptr()
-    )
+    core.sobel_conv2d_pack(_FORWARD, _DTYPES[dtype], sizes.data_ptr(), weight.data_ptr(), packed.data_ptr())
     to_grey = fold(image.dtype, mean, std, image.device)
     images = _Images(image, torch.uint8 if image.dtype == torch.uint8 else dtype, units)
     # A slice of converted output holds whole images.
