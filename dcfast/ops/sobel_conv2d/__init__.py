@@ -188,7 +188,7 @@ _backward_image = _registry.define(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    image, weight, bias, ctx.stride, ctx.padding, mean, std = inputs
+    image, weight, _, ctx.stride, ctx.padding, mean, std = inputs
     ctx.save_for_backward(image, weight, mean, std)
 
 
