@@ -78,7 +78,7 @@ def resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
     # Sums of rounded offsets may leave the image by an ulp, which Pillow refuses.
     left, top, right, bottom = box
     box = (max(left, 0.0), max(top, 0.0), min(right, float(image.width)), min(bottom, float(image.height)))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 class CentreCrops(torch.utils.data.Dataset[Tensor]):

@@ -30,32 +30,32 @@ class RunDir:
         self.tensorboard = self.path / "tensorboard"
         self.report = self.path / "report.html"
 
-    def create(self, config: dict[str, Any], *, overwrite: bool = False) -> None:
-        """Make the directory of a new run and write its configuration.
+    def require_free(self, overwrite: bool = False) -> None:
+        """Raise FileExistsError if the directory holds a run that may not be replaced."""
+        if self.config.exists() and not overwrite:
+            raise FileExistsError(
+                f"{self.path} already holds a run: continue it with --resume {self.path}, "
+                "replace it with --overwrite, or choose another --output"
+            )
 
-        Raises
-        ------
-        FileExistsError
-            If it holds a run already and ``overwrite`` is off.
-        """
-        if self.config.exists():
-            if not overwrite:
-                raise FileExistsError(
-                    f"{self.path} already holds a run: continue it with --resume {self.path}, "
-                    "replace it with --overwrite, or choose another --output"
-                )
-            self._clear()
+    def create(self, config: dict[str, Any]) -> None:
+        """Make the directory of a new run, without anything of an older one, and write its configuration."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self._clear()
+        self.write_config(config)
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Replace ``config.json``."""
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         _replace(self.config, lambda file: file.write(text.encode()))
 
     def _clear(self) -> None:
-        # The configuration goes last: without it the directory is no run, so a kill leaves nothing half alive.
-        for path in (self.checkpoint, self.metrics, self.assignments, self.report):
+        # The configuration goes first: without it the directory is no run, so a kill leaves nothing half alive.
+        for path in (self.config, self.checkpoint, self.metrics, self.assignments, self.report):
             path.unlink(missing_ok=True)
+            _partial(path).unlink(missing_ok=True)
         for events in self.tensorboard.glob("events.*"):
             events.unlink()
-        self.config.unlink()
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration; FileNotFoundError if the directory holds no run."""
@@ -99,9 +99,13 @@ class RunDir:
 
 def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Let ``write`` fill a neighbour of ``path``, flush it to disk, and rename it to ``path``."""
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     with partial.open("wb") as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
