@@ -2,5 +2,6 @@
 
 from dcfast.ops._registry import backend
 from dcfast.ops.assign import assign
+from dcfast.ops.weighted_cross_entropy import inverse_size_weights, weighted_cross_entropy
 
-__all__ = ["assign", "backend"]
+__all__ = ["assign", "backend", "inverse_size_weights", "weighted_cross_entropy"]

@@ -35,15 +35,40 @@ typedef int dcfast_cpu_assign_fn(int dtype, const void* x, int64_t row_stride, i
                                  const void* centroids, int64_t k, const void* workspace, void* scratch,
                                  int64_t* labels, int64_t* counts, int n_threads);
 
+// ---- weighted_cross_entropy: cross-entropy with the weight 1 / size of each class
+// ----------------------------- logits are n rows of k; sizes (k), losses, maxima and log_sums (n each) are
+// float32 for float32, float16 and bfloat16 logits (the CPU functions take the first only) and float64 for
+// float64 ones. losses are the weighted losses of the rows, maxima + log_sums their log-sum-exp. sums[0] and
+// sums[1] gain the sum of the losses and of the targets' weights.
+typedef int dcfast_cpu_weighted_cross_entropy_fn(int dtype, const void* logits, int64_t row_stride,
+                                                 const int64_t* target, const void* sizes, int64_t n,
+                                                 int64_t k, int64_t ignore_index, double label_smoothing,
+                                                 void* losses, void* maxima, void* log_sums, double* sums,
+                                                 int n_threads);
+// row_gradients (stride 0 if common to all rows) are those of the weighted losses; gradient is n x k.
+typedef int dcfast_cpu_weighted_cross_entropy_backward_fn(
+    int dtype, const void* logits, int64_t row_stride, const int64_t* target, const void* sizes, int64_t n,
+    int64_t k, int64_t ignore_index, double label_smoothing, const void* row_gradients,
+    int64_t row_gradient_stride, const void* maxima, const void* log_sums, void* gradient, int n_threads);
+// As on the CPU, but sums[0] is divided by sums[1] if `mean`; n x k logits with unit column stride. Both sums
+// are written, in the dtype of losses. A target outside [0, k) other than ignore_index makes its loss NaN.
+typedef int dcfast_cuda_weighted_cross_entropy_fn(int dtype, const void* logits, int64_t row_stride,
+                                                  const int64_t* target, const void* sizes, int64_t n,
+                                                  int64_t k, int64_t ignore_index, double label_smoothing,
+                                                  bool mean, void* losses, void* maxima, void* log_sums,
+                                                  void* sums, void* stream);
+
 // An op is one line here and one function of that name in csrc/cpu (or csrc/cuda): dispatch.cpp and
 // bindings.cpp are generated from these lists.
-#define DCFAST_CPU_OPS(X) \
-  X(assign_workspace)     \
-  X(assign_prepare)       \
-  X(assign_scratch)       \
-  X(assign)
+#define DCFAST_CPU_OPS(X)   \
+  X(assign_workspace)       \
+  X(assign_prepare)         \
+  X(assign_scratch)         \
+  X(assign)                 \
+  X(weighted_cross_entropy) \
+  X(weighted_cross_entropy_backward)
 
-#define DCFAST_CUDA_OPS(X)
+#define DCFAST_CUDA_OPS(X) X(weighted_cross_entropy)
 
 #ifdef __cplusplus
 namespace dcfast {
