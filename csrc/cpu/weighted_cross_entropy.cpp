@@ -174,8 +174,8 @@ double sum_of_exponentials(const typename F::Scalar* x, int64_t n, typename F::S
 }
 
 template <class F>
-void add_weighted(const typename F::Scalar* x, const typename F::Scalar* sizes, int64_t n,
-                  typename F::Scalar maximum, Row* row) {
+void add_weighted(const typename F::Scalar* x, const typename F::Scalar* sizes, int64_t n, typename F::Scalar maximum,
+                  Row* row) {
   typedef typename F::Vector V;
   constexpr int kLanes = F::kLanes;
   const V m = broadcast(maximum);
@@ -223,9 +223,9 @@ Row read_row(const typename F::Scalar* x, const typename F::Scalar* sizes, int64
 
 template <class F>
 void forward(const typename F::Scalar* logits, int64_t row_stride, const int64_t* target,
-             const typename F::Scalar* sizes, int64_t n, int64_t k, int64_t ignore_index,
-             double label_smoothing, typename F::Scalar* losses, typename F::Scalar* maxima,
-             typename F::Scalar* log_sums, double* sums, int n_threads) {
+             const typename F::Scalar* sizes, int64_t n, int64_t k, int64_t ignore_index, double label_smoothing,
+             typename F::Scalar* losses, typename F::Scalar* maxima, typename F::Scalar* log_sums, double* sums,
+             int n_threads) {
   typedef typename F::Scalar T;
   const bool smooth = label_smoothing > 0.0;
 #pragma omp parallel num_threads(n_threads)
@@ -259,9 +259,9 @@ void forward(const typename F::Scalar* logits, int64_t row_stride, const int64_t
 }
 
 template <class F>
-void write_gradient(const typename F::Scalar* x, const typename F::Scalar* sizes, int64_t k,
-                    typename F::Scalar maximum, typename F::Scalar log_sum, typename F::Scalar softmax,
-                    typename F::Scalar uniform, bool smooth, typename F::Scalar* gradient) {
+void write_gradient(const typename F::Scalar* x, const typename F::Scalar* sizes, int64_t k, typename F::Scalar maximum,
+                    typename F::Scalar log_sum, typename F::Scalar softmax, typename F::Scalar uniform, bool smooth,
+                    typename F::Scalar* gradient) {
   typedef typename F::Scalar T;
   typedef typename F::Vector V;
   constexpr int kLanes = F::kLanes;
@@ -290,10 +290,9 @@ void write_gradient(const typename F::Scalar* x, const typename F::Scalar* sizes
 // weights.
 template <class F>
 void backward(const typename F::Scalar* logits, int64_t row_stride, const int64_t* target,
-              const typename F::Scalar* sizes, int64_t n, int64_t k, int64_t ignore_index,
-              double label_smoothing, const typename F::Scalar* row_gradients, int64_t row_gradient_stride,
-              const typename F::Scalar* maxima, const typename F::Scalar* log_sums,
-              typename F::Scalar* gradient, int n_threads) {
+              const typename F::Scalar* sizes, int64_t n, int64_t k, int64_t ignore_index, double label_smoothing,
+              const typename F::Scalar* row_gradients, int64_t row_gradient_stride, const typename F::Scalar* maxima,
+              const typename F::Scalar* log_sums, typename F::Scalar* gradient, int n_threads) {
   typedef typename F::Scalar T;
   const bool smooth = label_smoothing > 0.0;
   const double all = smooth ? sum_of_weights<F>(sizes, k) : 0.0;
@@ -311,8 +310,7 @@ void backward(const typename F::Scalar* logits, int64_t row_stride, const int64_
       const double hit = g * (1.0 - label_smoothing) * double(weight_of_class(sizes[target[i]]));
       const double uniform = g * label_smoothing / double(k);
       const T softmax = T(smooth ? hit + uniform * all : hit);
-      write_gradient<F>(logits + i * row_stride, sizes, k, maxima[i], log_sums[i], softmax, T(uniform),
-                        smooth, out);
+      write_gradient<F>(logits + i * row_stride, sizes, k, maxima[i], log_sums[i], softmax, T(uniform), smooth, out);
       out[target[i]] -= T(hit);
     }
   }
@@ -320,18 +318,16 @@ void backward(const typename F::Scalar* logits, int64_t row_stride, const int64_
 
 }  // namespace
 
-int weighted_cross_entropy(int dtype, const void* logits, int64_t row_stride, const int64_t* target,
-                           const void* sizes, int64_t n, int64_t k, int64_t ignore_index,
-                           double label_smoothing, void* losses, void* maxima, void* log_sums, double* sums,
-                           int n_threads) {
+int weighted_cross_entropy(int dtype, const void* logits, int64_t row_stride, const int64_t* target, const void* sizes,
+                           int64_t n, int64_t k, int64_t ignore_index, double label_smoothing, void* losses,
+                           void* maxima, void* log_sums, double* sums, int n_threads) {
   if (dtype == DCFAST_FLOAT32) {
-    forward<Float32>(static_cast<const float*>(logits), row_stride, target, static_cast<const float*>(sizes),
-                     n, k, ignore_index, label_smoothing, static_cast<float*>(losses),
-                     static_cast<float*>(maxima), static_cast<float*>(log_sums), sums, n_threads);
+    forward<Float32>(static_cast<const float*>(logits), row_stride, target, static_cast<const float*>(sizes), n, k,
+                     ignore_index, label_smoothing, static_cast<float*>(losses), static_cast<float*>(maxima),
+                     static_cast<float*>(log_sums), sums, n_threads);
   } else if (dtype == DCFAST_FLOAT64) {
-    forward<Float64>(static_cast<const double*>(logits), row_stride, target,
-                     static_cast<const double*>(sizes), n, k, ignore_index, label_smoothing,
-                     static_cast<double*>(losses), static_cast<double*>(maxima),
+    forward<Float64>(static_cast<const double*>(logits), row_stride, target, static_cast<const double*>(sizes), n, k,
+                     ignore_index, label_smoothing, static_cast<double*>(losses), static_cast<double*>(maxima),
                      static_cast<double*>(log_sums), sums, n_threads);
   } else {
     return DCFAST_INVALID_DTYPE;
@@ -341,18 +337,16 @@ int weighted_cross_entropy(int dtype, const void* logits, int64_t row_stride, co
 
 int weighted_cross_entropy_backward(int dtype, const void* logits, int64_t row_stride, const int64_t* target,
                                     const void* sizes, int64_t n, int64_t k, int64_t ignore_index,
-                                    double label_smoothing, const void* row_gradients,
-                                    int64_t row_gradient_stride, const void* maxima, const void* log_sums,
-                                    void* gradient, int n_threads) {
+                                    double label_smoothing, const void* row_gradients, int64_t row_gradient_stride,
+                                    const void* maxima, const void* log_sums, void* gradient, int n_threads) {
   if (dtype == DCFAST_FLOAT32) {
-    backward<Float32>(static_cast<const float*>(logits), row_stride, target, static_cast<const float*>(sizes),
-                      n, k, ignore_index, label_smoothing, static_cast<const float*>(row_gradients),
-                      row_gradient_stride, static_cast<const float*>(maxima),
-                      static_cast<const float*>(log_sums), static_cast<float*>(gradient), n_threads);
+    backward<Float32>(static_cast<const float*>(logits), row_stride, target, static_cast<const float*>(sizes), n, k,
+                      ignore_index, label_smoothing, static_cast<const float*>(row_gradients), row_gradient_stride,
+                      static_cast<const float*>(maxima), static_cast<const float*>(log_sums),
+                      static_cast<float*>(gradient), n_threads);
   } else if (dtype == DCFAST_FLOAT64) {
-    backward<Float64>(static_cast<const double*>(logits), row_stride, target,
-                      static_cast<const double*>(sizes), n, k, ignore_index, label_smoothing,
-                      static_cast<const double*>(row_gradients), row_gradient_stride,
+    backward<Float64>(static_cast<const double*>(logits), row_stride, target, static_cast<const double*>(sizes), n, k,
+                      ignore_index, label_smoothing, static_cast<const double*>(row_gradients), row_gradient_stride,
                       static_cast<const double*>(maxima), static_cast<const double*>(log_sums),
                       static_cast<double*>(gradient), n_threads);
   } else {

@@ -37,8 +37,7 @@ __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162floa
 
 // 16 bytes at a 16-byte boundary, as elements.
 template <class T>
-__device__ __forceinline__ void load_wide(const T* at,
-                                          typename Element<T>::Wide (&values)[Element<T>::kPerLoad]) {
+__device__ __forceinline__ void load_wide(const T* at, typename Element<T>::Wide (&values)[Element<T>::kPerLoad]) {
   union {
     uint4 bits;
     T elements[Element<T>::kPerLoad];

@@ -120,8 +120,9 @@ struct Part {
 // Thread `lane` of kGroup reads its share of a row: up to the first 16-byte boundary and after the last one
 // an element at a time, in between 16 bytes.
 template <class T, bool kSmooth, int kGroup>
-__device__ __forceinline__ Part<typename Element<T>::Wide, kSmooth> read_row(
-    const T* x, const typename Element<T>::Wide* sizes, int64_t k, int lane) {
+__device__ __forceinline__ Part<typename Element<T>::Wide, kSmooth> read_row(const T* x,
+                                                                             const typename Element<T>::Wide* sizes,
+                                                                             int64_t k, int lane) {
   using W = typename Element<T>::Wide;
   constexpr int kPerLoad = Element<T>::kPerLoad;
   Part<W, kSmooth> part;
@@ -151,8 +152,9 @@ __device__ __forceinline__ Part<typename Element<T>::Wide, kSmooth> read_row(
   return part;
 }
 
+// The second bound lets ptxas use more than 64 registers on sm_90a, where float64 would spill.
 template <class T, bool kSmooth, int kGroup>
-__global__ void __launch_bounds__(kThreads) row_losses(const Arguments<T> a) {
+__global__ void __launch_bounds__(kThreads, 2) row_losses(const Arguments<T> a) {
   using W = typename Element<T>::Wide;
   constexpr int kRows = kThreads / kGroup, kWarps = kGroup / kWarp;
   __shared__ Part<W, kSmooth> parts[kThreads / kWarp];
@@ -235,18 +237,16 @@ void launch_rows(const Arguments<T>& a, cudaStream_t stream) {
   constexpr int kRows = kThreads / kWarp;
   if (a.k <= kWarpRow) {
     const int64_t blocks = (a.n + kRows - 1) / kRows;
-    row_losses<T, kSmooth, kWarp>
-        <<<unsigned(blocks < kMaxBlocks ? blocks : kMaxBlocks), kThreads, 0, stream>>>(a);
+    row_losses<T, kSmooth, kWarp><<<unsigned(blocks < kMaxBlocks ? blocks : kMaxBlocks), kThreads, 0, stream>>>(a);
   } else {
-    row_losses<T, kSmooth, kThreads>
-        <<<unsigned(a.n < kMaxBlocks ? a.n : kMaxBlocks), kThreads, 0, stream>>>(a);
+    row_losses<T, kSmooth, kThreads><<<unsigned(a.n < kMaxBlocks ? a.n : kMaxBlocks), kThreads, 0, stream>>>(a);
   }
 }
 
 template <class T>
-int launch(const void* logits, int64_t row_stride, const int64_t* target, const void* sizes, int64_t n,
-           int64_t k, int64_t ignore_index, double label_smoothing, bool mean, void* losses, void* maxima,
-           void* log_sums, void* sums, cudaStream_t stream) {
+int launch(const void* logits, int64_t row_stride, const int64_t* target, const void* sizes, int64_t n, int64_t k,
+           int64_t ignore_index, double label_smoothing, bool mean, void* losses, void* maxima, void* log_sums,
+           void* sums, cudaStream_t stream) {
   using W = typename Element<T>::Wide;
   const Arguments<T> a = {static_cast<const T*>(logits),
                           row_stride,
@@ -268,20 +268,19 @@ int launch(const void* logits, int64_t row_stride, const int64_t* target, const 
     const int status = launch_status();
     if (status != DCFAST_OK) return status;
   }
-  totals<W><<<1, kTotalThreads, 0, stream>>>(a.losses, target, a.sizes, n, k, ignore_index, mean,
-                                             static_cast<W*>(sums));
+  totals<W>
+      <<<1, kTotalThreads, 0, stream>>>(a.losses, target, a.sizes, n, k, ignore_index, mean, static_cast<W*>(sums));
   return launch_status();
 }
 
 }  // namespace
 
-int weighted_cross_entropy(int dtype, const void* logits, int64_t row_stride, const int64_t* target,
-                           const void* sizes, int64_t n, int64_t k, int64_t ignore_index,
-                           double label_smoothing, bool mean, void* losses, void* maxima, void* log_sums,
-                           void* sums, void* stream) {
+int weighted_cross_entropy(int dtype, const void* logits, int64_t row_stride, const int64_t* target, const void* sizes,
+                           int64_t n, int64_t k, int64_t ignore_index, double label_smoothing, bool mean, void* losses,
+                           void* maxima, void* log_sums, void* sums, void* stream) {
   auto run = [&](auto* launcher) {
-    return launcher(logits, row_stride, target, sizes, n, k, ignore_index, label_smoothing, mean, losses,
-                    maxima, log_sums, sums, static_cast<cudaStream_t>(stream));
+    return launcher(logits, row_stride, target, sizes, n, k, ignore_index, label_smoothing, mean, losses, maxima,
+                    log_sums, sums, static_cast<cudaStream_t>(stream));
   };
   switch (dtype) {
     case DCFAST_FLOAT32:

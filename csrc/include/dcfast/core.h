@@ -26,8 +26,7 @@ enum dcfast_dtype {
 typedef int dcfast_cpu_assign_workspace_fn(int dtype, int64_t k, int64_t d, int64_t* bytes);
 // Shift, scale, deduplicate and pack the centroids (k x d, rows contiguous) into the workspace (64-byte
 // aligned).
-typedef int dcfast_cpu_assign_prepare_fn(int dtype, const void* centroids, int64_t k, int64_t d,
-                                         void* workspace);
+typedef int dcfast_cpu_assign_prepare_fn(int dtype, const void* centroids, int64_t k, int64_t d, void* workspace);
 // Labels of n rows of x. scratch holds n_threads * scratch_bytes(d) bytes, counts[0] and counts[1] gain the
 // number of rows that needed a recheck and of those that needed every candidate.
 typedef int dcfast_cpu_assign_scratch_fn(int dtype, int64_t d, int64_t* bytes);
@@ -35,28 +34,53 @@ typedef int dcfast_cpu_assign_fn(int dtype, const void* x, int64_t row_stride, i
                                  const void* centroids, int64_t k, const void* workspace, void* scratch,
                                  int64_t* labels, int64_t* counts, int n_threads);
 
-// ---- weighted_cross_entropy: cross-entropy with the weight 1 / size of each class
-// ----------------------------- logits are n rows of k; sizes (k), losses, maxima and log_sums (n each) are
-// float32 for float32, float16 and bfloat16 logits (the CPU functions take the first only) and float64 for
-// float64 ones. losses are the weighted losses of the rows, maxima + log_sums their log-sum-exp. sums[0] and
-// sums[1] gain the sum of the losses and of the targets' weights.
+// ---- accumulate: exact sums per cluster ----------------------------------------------------------------------
+// Add n rows (n <= 2^22) to words (copies x k x n_words x d, of which the first copy receives the result, carried)
+// and counts (copies x k). Column i in units of 1 / scale[i], a power of two; weight (n doubles) may be null. Rows
+// whose label is outside [0, k) are left out.
+typedef int dcfast_cpu_accumulate_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                     const int64_t* labels, int64_t k, const double* weight, const double* scale,
+                                     int64_t n_words, int64_t* words, int64_t* counts, int64_t copies, int n_threads);
+// out (k x d) = RN_T(RN64(S) / total), or previous where total is 0.
+typedef int dcfast_cpu_means_fn(int dtype, const int64_t* words, int64_t k, int64_t n_words, int64_t d,
+                                const int64_t* low, const double* total, const void* previous, void* out);
+
+// ---- inertia ---------------------------------------------------------------------------------------------
+// out[i] = RN64(weight[i] * D64(x_i, centroid of its label)); 0 for a label outside [0, k). weight may be null.
+typedef int dcfast_cpu_point_distances_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                          const void* centroids, int64_t k, const int64_t* labels, const double* weight,
+                                          double* out, int n_threads);
+// Add n doubles exactly to words, n_threads accumulators of 80 words each, zeroed before the first call.
+typedef int dcfast_cpu_exact_sum_add_fn(const double* values, int64_t n, int64_t* words, int n_threads);
+// out[0] = the sum of all n_threads accumulators, rounded once.
+typedef int dcfast_cpu_exact_sum_round_fn(int64_t* words, int n_threads, double* out);
+
+// ---- split_empty: donors for empty clusters, in place --------------------------------------------------------
+typedef int dcfast_cpu_split_empty_fn(int dtype, void* centroids, int64_t* counts, int64_t k, int64_t d, int64_t seed,
+                                      int64_t iteration);
+
+// ---- weighted_cross_entropy: the weight of a class is 1 / its size -----------------------------------------------
+// logits are n rows of k; sizes (k), losses, maxima and log_sums (n each) are float32 for float32, float16 and
+// bfloat16 logits (the CPU functions take the first only) and float64 for float64 ones. losses are the weighted
+// losses of the rows, maxima + log_sums their log-sum-exp. sums[0] and sums[1] gain the sum of the losses and of the
+// targets' weights. Every target is in [0, k) or ignore_index.
 typedef int dcfast_cpu_weighted_cross_entropy_fn(int dtype, const void* logits, int64_t row_stride,
-                                                 const int64_t* target, const void* sizes, int64_t n,
-                                                 int64_t k, int64_t ignore_index, double label_smoothing,
-                                                 void* losses, void* maxima, void* log_sums, double* sums,
-                                                 int n_threads);
+                                                 const int64_t* target, const void* sizes, int64_t n, int64_t k,
+                                                 int64_t ignore_index, double label_smoothing, void* losses,
+                                                 void* maxima, void* log_sums, double* sums, int n_threads);
 // row_gradients (stride 0 if common to all rows) are those of the weighted losses; gradient is n x k.
-typedef int dcfast_cpu_weighted_cross_entropy_backward_fn(
-    int dtype, const void* logits, int64_t row_stride, const int64_t* target, const void* sizes, int64_t n,
-    int64_t k, int64_t ignore_index, double label_smoothing, const void* row_gradients,
-    int64_t row_gradient_stride, const void* maxima, const void* log_sums, void* gradient, int n_threads);
-// As on the CPU, but sums[0] is divided by sums[1] if `mean`; n x k logits with unit column stride. Both sums
-// are written, in the dtype of losses. A target outside [0, k) other than ignore_index makes its loss NaN.
+typedef int dcfast_cpu_weighted_cross_entropy_backward_fn(int dtype, const void* logits, int64_t row_stride,
+                                                          const int64_t* target, const void* sizes, int64_t n,
+                                                          int64_t k, int64_t ignore_index, double label_smoothing,
+                                                          const void* row_gradients, int64_t row_gradient_stride,
+                                                          const void* maxima, const void* log_sums, void* gradient,
+                                                          int n_threads);
+// As on the CPU, but both sums are written, in the dtype of losses, the first divided by the second if `mean`; a target
+// that is no class makes its row's loss NaN.
 typedef int dcfast_cuda_weighted_cross_entropy_fn(int dtype, const void* logits, int64_t row_stride,
-                                                  const int64_t* target, const void* sizes, int64_t n,
-                                                  int64_t k, int64_t ignore_index, double label_smoothing,
-                                                  bool mean, void* losses, void* maxima, void* log_sums,
-                                                  void* sums, void* stream);
+                                                  const int64_t* target, const void* sizes, int64_t n, int64_t k,
+                                                  int64_t ignore_index, double label_smoothing, bool mean, void* losses,
+                                                  void* maxima, void* log_sums, void* sums, void* stream);
 
 // An op is one line here and one function of that name in csrc/cpu (or csrc/cuda): dispatch.cpp and
 // bindings.cpp are generated from these lists.
@@ -65,6 +89,12 @@ typedef int dcfast_cuda_weighted_cross_entropy_fn(int dtype, const void* logits,
   X(assign_prepare)         \
   X(assign_scratch)         \
   X(assign)                 \
+  X(accumulate)             \
+  X(means)                  \
+  X(point_distances)        \
+  X(exact_sum_add)          \
+  X(exact_sum_round)        \
+  X(split_empty)            \
   X(weighted_cross_entropy) \
   X(weighted_cross_entropy_backward)
 
