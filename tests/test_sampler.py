@@ -100,9 +100,7 @@ def test_moved_points_ignore_the_names_of_clusters(pairs, random):
     renamed = np.array(names)[current]
     moved = moved_points(previous, current)
     assert moved == moved_points(previous, renamed)
-    stayed = sum(
-        max(np.sum((current == c) & (previous == p)) for p in range(5)) for c in np.unique(current)
-    )
+    stayed = sum(max(np.sum((current == c) & (previous == p)) for p in range(5)) for c in np.unique(current))
     assert moved == len(pairs) - stayed
 
 

@@ -162,7 +162,11 @@ class TestAssign:
         # Pages that nobody touches cost nothing.
         far = torch.zeros(2**32 + 64, dtype=torch.float16).as_strided((3, 4), (2**31 + 16, 1))
         far[1], far[2] = 1.0, 2.0
-        assert ops.assign(far, torch.tensor([[2.0] * 4, [0.9] * 4, [0.0] * 4], dtype=torch.float16)).tolist() == [2, 1, 0]
+        assert ops.assign(far, torch.tensor([[2.0] * 4, [0.9] * 4, [0.0] * 4], dtype=torch.float16)).tolist() == [
+            2,
+            1,
+            0,
+        ]
 
     def test_empty(self):
         assert ops.assign(torch.zeros(0, 3), torch.zeros(2, 3)).shape == (0,)
