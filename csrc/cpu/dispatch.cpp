@@ -1,0 +1,34 @@
+// Which instruction set serves this processor. The only CPU file that is compiled once, for the baseline.
+#include "dcfast/core.h"
+
+namespace dcfast {
+
+const CpuOps* cpu_ops_available() {
+#define DCFAST_ENTRY(op) &DCFAST_ISA_NAMESPACE::op,
+  static CpuOps available[4];
+  int count = 0;
+#if defined(DCFAST_HAS_avx512)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("fma")) {
+#define DCFAST_ISA_NAMESPACE avx512
+    available[count++] = CpuOps{"avx512", DCFAST_CPU_OPS(DCFAST_ENTRY)};
+#undef DCFAST_ISA_NAMESPACE
+  }
+#endif
+#if defined(DCFAST_HAS_avx2)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+#define DCFAST_ISA_NAMESPACE avx2
+    available[count++] = CpuOps{"avx2", DCFAST_CPU_OPS(DCFAST_ENTRY)};
+#undef DCFAST_ISA_NAMESPACE
+  }
+#endif
+#define DCFAST_ISA_NAMESPACE baseline
+  available[count++] = CpuOps{"baseline", DCFAST_CPU_OPS(DCFAST_ENTRY)};
+#undef DCFAST_ISA_NAMESPACE
+#undef DCFAST_ENTRY
+  available[count] = CpuOps{};
+  return available;
+}
+
+}  // namespace dcfast

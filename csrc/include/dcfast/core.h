@@ -1,0 +1,82 @@
+// The ABI of the native core: one function type per op, plain pointers and sizes, a status as the result.
+// Nothing here knows of Python or torch. The caller allocates every output and workspace and has checked
+// shapes, dtypes and strides; kernels neither allocate nor synchronise, and index with 64 bits.
+#pragma once
+
+#include <stdint.h>
+
+enum dcfast_status {
+  DCFAST_OK = 0,
+  DCFAST_INVALID_DTYPE = 1,
+  DCFAST_OUT_OF_RANGE = 2,
+  // A CUDA error e is reported as DCFAST_CUDA_ERROR + e.
+  DCFAST_CUDA_ERROR = 1000,
+};
+
+enum dcfast_dtype {
+  DCFAST_FLOAT32 = 0,
+  DCFAST_FLOAT64 = 1,
+  DCFAST_FLOAT16 = 2,
+  DCFAST_BFLOAT16 = 3,
+  DCFAST_UINT8 = 4,
+};
+
+// ---- assign: labels of the nearest centroids --------------------------------------------------------------
+// Bytes of the workspace that assign_prepare fills from k centroids of d elements.
+typedef int dcfast_cpu_assign_workspace_fn(int dtype, int64_t k, int64_t d, int64_t* bytes);
+// Shift, scale, deduplicate and pack the centroids (k x d, rows contiguous) into the workspace (64-byte
+// aligned).
+typedef int dcfast_cpu_assign_prepare_fn(int dtype, const void* centroids, int64_t k, int64_t d,
+                                         void* workspace);
+// Labels of n rows of x. scratch holds n_threads * scratch_bytes(d) bytes, counts[0] and counts[1] gain the
+// number of rows that needed a recheck and of those that needed every candidate.
+typedef int dcfast_cpu_assign_scratch_fn(int dtype, int64_t d, int64_t* bytes);
+typedef int dcfast_cpu_assign_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                 const void* centroids, int64_t k, const void* workspace, void* scratch,
+                                 int64_t* labels, int64_t* counts, int n_threads);
+
+// An op is one line here and one function of that name in csrc/cpu (or csrc/cuda): dispatch.cpp and
+// bindings.cpp are generated from these lists.
+#define DCFAST_CPU_OPS(X) \
+  X(assign_workspace)     \
+  X(assign_prepare)       \
+  X(assign_scratch)       \
+  X(assign)
+
+#define DCFAST_CUDA_OPS(X)
+
+#ifdef __cplusplus
+namespace dcfast {
+
+#define DCFAST_DECLARE(op) dcfast_cpu_##op##_fn op;
+namespace baseline {
+DCFAST_CPU_OPS(DCFAST_DECLARE)
+}
+namespace avx2 {
+DCFAST_CPU_OPS(DCFAST_DECLARE)
+}
+namespace avx512 {
+DCFAST_CPU_OPS(DCFAST_DECLARE)
+}
+#undef DCFAST_DECLARE
+
+#define DCFAST_DECLARE(op) dcfast_cuda_##op##_fn op;
+namespace cuda {
+DCFAST_CUDA_OPS(DCFAST_DECLARE)
+const char* error_string(int error);
+}  // namespace cuda
+#undef DCFAST_DECLARE
+
+// One instruction set's implementation of every op.
+struct CpuOps {
+  const char* isa;
+#define DCFAST_MEMBER(op) dcfast_cpu_##op##_fn* op;
+  DCFAST_CPU_OPS(DCFAST_MEMBER)
+#undef DCFAST_MEMBER
+};
+
+// The instruction sets that were compiled and that this processor runs, best first; ends with isa == nullptr.
+const CpuOps* cpu_ops_available();
+
+}  // namespace dcfast
+#endif

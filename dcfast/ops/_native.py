@@ -1,0 +1,93 @@
+"""The compiled core: loading it (or recording why it could not be), pointers, threads, slices of long calls."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch  # noqa: F401  before the extension, so that both use torch's OpenMP pool
+
+_C: ModuleType | None
+try:
+    from dcfast import _C  # type: ignore[no-redef,attr-defined]
+
+    load_error: str | None = None
+except ImportError as error:
+    _C = None
+    load_error = f"{type(error).__name__}: {error}"
+
+# A native call should last about this long, in seconds: short enough for Ctrl-C and progress, long enough that
+# the call itself costs nothing.
+_SLICE_SECONDS = 0.1
+# Operations of the first slice: 0.1 s at the 5 GFLOP/s of the slowest processor in mind.
+_FIRST_SLICE_OPERATIONS = 5e8
+
+_forked = False
+
+
+def _after_fork() -> None:
+    # An OpenMP pool does not survive a fork: a parallel region in the child would wait for threads that are gone.
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def isa() -> str:
+    """Instruction set in use: the best that was compiled and runs here, or DCFAST_ISA."""
+    assert _C is not None
+    override = os.environ.get("DCFAST_ISA")
+    if override is None:
+        return str(_C.isas[0])
+    if override not in _C.isas:
+        raise ValueError(f"DCFAST_ISA={override!r} is not available here: choose one of {_C.isas}")
+    return override
+
+
+def cpu() -> ModuleType:
+    """The CPU ops of the instruction set in use."""
+    assert _C is not None, load_error
+    return getattr(_C, isa())
+
+
+def cuda() -> ModuleType:
+    """The CUDA ops."""
+    assert _C is not None, load_error
+    return _C.cuda
+
+
+def built_ops() -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the native functions that this build holds, for the CPU and for CUDA."""
+    if _C is None:
+        return frozenset(), frozenset()
+
+    def names(module: ModuleType) -> frozenset[str]:
+        return frozenset(name for name in vars(module) if not name.startswith("_"))
+
+    return names(cpu()), names(_C.cuda) if _C.has_cuda else frozenset()
+
+
+def threads() -> int:
+    """Threads of a native call: torch.get_num_threads(), but 1 in a forked child."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+def stream(device: torch.device) -> int:
+    """The raw handle of torch's current CUDA stream on `device`."""
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+def slices(n_rows: int, operations_per_row: float, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Ranges of rows, each a native call of about 0.1 s; the size follows the time that the last one took."""
+    rows = max(1, int(_FIRST_SLICE_OPERATIONS / max(1.0, operations_per_row)))
+    start = 0
+    while start < n_rows:
+        stop = min(n_rows, start + -(-rows // multiple) * multiple)
+        began = time.perf_counter()
+        yield start, stop
+        elapsed = max(1e-9, time.perf_counter() - began)
+        rows = max(1, int((stop - start) * min(4.0, _SLICE_SECONDS / elapsed)))
+        start = stop

@@ -1,0 +1,50 @@
+"""Checks that several ops share; each error names the argument, its value and the remedy."""
+
+from __future__ import annotations
+
+import torch
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def points(x: torch.Tensor, name: str) -> None:
+    """`x` is (N, d) or (B, N, d), d >= 1, of a floating dtype."""
+    floats(x, name)
+    if x.dim() not in (2, 3):
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: expected (N, d) or (B, N, d)")
+    if x.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: its rows have no elements")
+
+
+def floats(x: torch.Tensor, name: str) -> None:
+    """`x` has a floating dtype."""
+    if x.dtype not in FLOATS:
+        raise TypeError(
+            f"{name} has dtype {x.dtype}: expected float32, float64, float16 or bfloat16; use .float()"
+        )
+
+
+def points_like(other: torch.Tensor, name: str, x: torch.Tensor) -> None:
+    """`other` holds rows that can be compared with those of `x`: same d, batch, dtype and device."""
+    if other.dtype != x.dtype:
+        raise ValueError(f"{name} has dtype {other.dtype} and x {x.dtype}: convert one to the other's dtype")
+    same_device(other, name, x)
+    if other.dim() != x.dim() or other.shape[-1] != x.shape[-1] or other.shape[:-2] != x.shape[:-2]:
+        raise ValueError(
+            f"{name} has shape {tuple(other.shape)} and x {tuple(x.shape)}: expected the same number of columns, "
+            "and of problems if batched"
+        )
+
+
+def same_device(other: torch.Tensor, name: str, x: torch.Tensor) -> None:
+    """`other` lives where `x` does."""
+    if other.device != x.device:
+        raise ValueError(f"{name} is on {other.device} and x on {x.device}: move them to one device")
+
+
+def integers(x: torch.Tensor, name: str, shape: tuple[int, ...] | torch.Size) -> None:
+    """`x` is int64 of that shape."""
+    if x.dtype != torch.int64:
+        raise TypeError(f"{name} has dtype {x.dtype}: expected int64; use .long()")
+    if x.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: expected {tuple(shape)}")

@@ -1,0 +1,56 @@
+"""Launches csrc/cpu/assign.cpp: prepares the centroids once, then hands it slices of rows."""
+
+from __future__ import annotations
+
+import torch
+
+from dcfast.ops import _native
+
+_DTYPES = {torch.float32: 0, torch.float64: 1}
+# Every block of packed rows but the last of a slice is full.
+_BLOCK_ROWS = 96
+
+
+def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    labels = torch.empty(x.shape[:-1], dtype=torch.int64)
+    if x.dim() == 2:
+        _assign(x, centroids, labels)
+    else:
+        for problem in range(x.shape[0]):
+            _assign(x[problem], centroids[problem], labels[problem])
+    return labels
+
+
+def _assign(x: torch.Tensor, centroids: torch.Tensor, labels: torch.Tensor) -> None:
+    core, n_threads = _native.cpu(), _native.threads()
+    (n, d), k = x.shape, centroids.shape[0]
+    # float16 and bfloat16 are exact in float32.
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    centroids = centroids.to(wide).contiguous()
+    dtype = _DTYPES[wide]
+    sizes = torch.zeros(2, dtype=torch.int64)
+    core.assign_workspace(dtype, k, d, sizes[0:].data_ptr())
+    core.assign_scratch(dtype, d, sizes[1:].data_ptr())
+    workspace_bytes, scratch_bytes = sizes.tolist()
+    workspace = torch.empty(workspace_bytes, dtype=torch.uint8)
+    scratch = torch.empty(scratch_bytes * n_threads, dtype=torch.uint8)
+    counts = torch.zeros(2, dtype=torch.int64)
+    core.assign_prepare(dtype, centroids.data_ptr(), k, d, workspace.data_ptr())
+    for start, stop in _native.slices(n, 2.0 * k * d, _BLOCK_ROWS * n_threads):
+        rows = x[start:stop].to(wide)
+        if rows.stride(-1) != 1:
+            rows = rows.contiguous()
+        core.assign(
+            dtype,
+            rows.data_ptr(),
+            rows.stride(0),
+            stop - start,
+            d,
+            centroids.data_ptr(),
+            k,
+            workspace.data_ptr(),
+            scratch.data_ptr(),
+            labels[start:stop].data_ptr(),
+            counts.data_ptr(),
+            n_threads,
+        )
