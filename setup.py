@@ -22,9 +22,7 @@ def cuda_choice() -> str:
     if choice == "on" and nvcc is None:
         raise SystemExit("DCFAST_CUDA=on, but there is no nvcc: put it on the PATH, set CUDACXX, or use auto")
     enabled = choice != "off" and nvcc is not None
-    print(
-        f"dcfast: CUDA kernels {'on: ' + str(nvcc) if enabled else f'off (DCFAST_CUDA={choice}, nvcc {nvcc})'}"
-    )
+    print(f"dcfast: CUDA kernels {'on: ' + str(nvcc) if enabled else f'off (DCFAST_CUDA={choice}, nvcc {nvcc})'}")
     return "ON" if enabled else "OFF"
 
 

@@ -30,12 +30,10 @@ T from_python(FromPython<T> value) {
 void check(int status) {
   if (status == DCFAST_OK) return;
   if (status == DCFAST_INVALID_DTYPE) throw std::invalid_argument("dcfast: the kernel has no such dtype");
-  if (status == DCFAST_OUT_OF_RANGE)
-    throw std::invalid_argument("dcfast: an argument is out of the kernel's range");
+  if (status == DCFAST_OUT_OF_RANGE) throw std::invalid_argument("dcfast: an argument is out of the kernel's range");
 #ifdef DCFAST_HAS_CUDA
   if (status >= DCFAST_CUDA_ERROR) {
-    throw std::runtime_error(std::string("dcfast: CUDA: ") +
-                             dcfast::cuda::error_string(status - DCFAST_CUDA_ERROR));
+    throw std::runtime_error(std::string("dcfast: CUDA: ") + dcfast::cuda::error_string(status - DCFAST_CUDA_ERROR));
   }
 #endif
   throw std::runtime_error("dcfast: native status " + std::to_string(status));

@@ -1,4 +1,4 @@
-"""Shared fixtures. The suite runs three times: CPU with native, Triton's interpreter, offline compilation (Makefile)."""
+"""Shared fixtures. The suite runs three times: CPU with native, interpreted Triton, offline compilation (Makefile)."""
 
 import pytest
 import torch

@@ -32,6 +32,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "d64.h"
 #include "dcfast/core.h"
 #include "float_env.h"
 #include "simd.h"
@@ -46,11 +47,10 @@ constexpr int kRows = 12;
 #else
 constexpr int kRows = 6;
 #endif
-constexpr int64_t kSumBlock = 256;  // elements summed before a fresh accumulator: bounds g for large d
+constexpr int64_t kSumBlock = 256;           // elements summed before a fresh accumulator: bounds g for large d
 constexpr int64_t kBlockBytes = 128 * 1024;  // packed rows of one block: a quarter of a 512 KiB L2
 constexpr int64_t kMaxBlockRows = 96;
-constexpr float kHugeRow =
-    0x1p50f;  // rows that far out are rechecked: their squares must not overflow float32
+constexpr float kHugeRow = 0x1p50f;  // rows that far out are rechecked: their squares must not overflow float32
 
 typedef float HalfFloats __attribute__((vector_size(kVectorBytes / 2), aligned(4), may_alias));
 
@@ -221,17 +221,6 @@ void prepare(const T* c, int64_t k, int64_t d, char* workspace) {
   }
 }
 
-// D64(x, c), the definition: in order, each operation rounded on its own.
-template <class T>
-double distance(const T* x, const T* c, int64_t d) {
-  double acc = 0.0;
-  for (int64_t i = 0; i < d; ++i) {
-    double t = double(x[i]) - double(c[i]);
-    acc = acc + t * t;
-  }
-  return acc;
-}
-
 // D64 from x to the kPanel centroids of one transposed panel, a lane each.
 template <class T>
 void distance_panel(const T* x, const T* panel, int64_t d, double* out) {
@@ -277,9 +266,8 @@ float pack_row(const T* x, const Prepared& p, int64_t d, float* packed) {
 }
 
 // L of kRows rows and kPanel centroids, in registers.
-inline __attribute__((always_inline)) void tile(const float* x, int64_t d, const float* panel,
-                                                const float* norms, const float* h, const float* b,
-                                                Floats out[kRows][2]) {
+inline __attribute__((always_inline)) void tile(const float* x, int64_t d, const float* panel, const float* norms,
+                                                const float* h, const float* b, Floats out[kRows][2]) {
   Floats acc[kRows][2];
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
@@ -417,8 +405,7 @@ void rescan(const Prepared& p, const Scratch& s, int64_t open, int64_t panels, i
         if (count >= 4) distance_panel(here, transposed + at * d, d, distances);
         for (int n = 0; n < count; ++n) {
           int64_t index = p.index[at + candidates[n]];
-          consider(best, count >= 4 ? distances[candidates[n]] : distance(here, centroids + index * d, d),
-                   index);
+          consider(best, count >= 4 ? distances[candidates[n]] : d64(here, centroids + index * d, d), index);
         }
       }
     }
@@ -448,11 +435,10 @@ void assign_block(const T* x, int64_t row_stride, int64_t n, int64_t d, const T*
     float limit = INFINITY;
     if (s.norms[row] >= 0.0f) {
       double norm = s.norms[row], reach = norm + double(p.norm[low.at_first]);
-      double t =
-          double(low.first) +
-          (2.0 * (double(p.a[low.at_first]) + norm * double(p.b[low.at_first])) + rho * reach * reach) *
-              (1.0 + 0x1p-20) +
-          *p.slack;
+      double t = double(low.first) +
+                 (2.0 * (double(p.a[low.at_first]) + norm * double(p.b[low.at_first])) + rho * reach * reach) *
+                     (1.0 + 0x1p-20) +
+                 *p.slack;
       limit = round_up(t + fabs(t) * 0x1p-50);
       if (low.second > limit) {
         labels[row] = p.index[low.at_first];
@@ -463,7 +449,7 @@ void assign_block(const T* x, int64_t row_stride, int64_t n, int64_t d, const T*
         Nearest best = {0.0, -1};
         for (int n = 0; n < 2; ++n) {
           int64_t index = p.index[n == 0 ? low.at_first : low.at_second];
-          consider(&best, distance(here, centroids + index * d, d), index);
+          consider(&best, d64(here, centroids + index * d, d), index);
         }
         labels[row] = best.index;
         continue;
@@ -489,8 +475,8 @@ void assign_block(const T* x, int64_t row_stride, int64_t n, int64_t d, const T*
 }
 
 template <class T>
-void assign_all(const T* x, int64_t row_stride, int64_t n, int64_t d, const T* centroids, int64_t k,
-                char* workspace, char* scratch, int64_t* labels, int64_t* counts, int n_threads) {
+void assign_all(const T* x, int64_t row_stride, int64_t n, int64_t d, const T* centroids, int64_t k, char* workspace,
+                char* scratch, int64_t* labels, int64_t* counts, int n_threads) {
   Prepared p;
   layout<T>(k, d, workspace, &p);
   if (*p.live == 0) {
@@ -549,16 +535,16 @@ int assign_scratch(int dtype, int64_t d, int64_t* bytes) {
   return DCFAST_OK;
 }
 
-int assign(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, const void* centroids,
-           int64_t k, const void* workspace, void* scratch, int64_t* labels, int64_t* counts, int n_threads) {
+int assign(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, const void* centroids, int64_t k,
+           const void* workspace, void* scratch, int64_t* labels, int64_t* counts, int n_threads) {
   char* base = static_cast<char*>(const_cast<void*>(workspace));
   char* own = static_cast<char*>(scratch);
   if (dtype == DCFAST_FLOAT32) {
-    assign_all(static_cast<const float*>(x), row_stride, n, d, static_cast<const float*>(centroids), k, base,
-               own, labels, counts, n_threads);
+    assign_all(static_cast<const float*>(x), row_stride, n, d, static_cast<const float*>(centroids), k, base, own,
+               labels, counts, n_threads);
   } else if (dtype == DCFAST_FLOAT64) {
-    assign_all(static_cast<const double*>(x), row_stride, n, d, static_cast<const double*>(centroids), k,
-               base, own, labels, counts, n_threads);
+    assign_all(static_cast<const double*>(x), row_stride, n, d, static_cast<const double*>(centroids), k, base, own,
+               labels, counts, n_threads);
   } else {
     return DCFAST_INVALID_DTYPE;
   }

@@ -60,11 +60,10 @@ static inline bool any_at_most(Floats a, Floats b, Floats t) {
   return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps((__m256)a, (__m256)t, _CMP_LE_OQ),
                                          _mm256_cmp_ps((__m256)b, (__m256)t, _CMP_LE_OQ))) != 0;
 #elif defined(__SSE2__)
-  return _mm_movemask_ps(_mm_or_ps(_mm_cmple_ps((__m128)a, (__m128)t), _mm_cmple_ps((__m128)b, (__m128)t))) !=
-         0;
+  return _mm_movemask_ps(_mm_or_ps(_mm_cmple_ps((__m128)a, (__m128)t), _mm_cmple_ps((__m128)b, (__m128)t))) != 0;
 #elif defined(__aarch64__)
-  return vmaxvq_u32(vorrq_u32(vcleq_f32((float32x4_t)a, (float32x4_t)t),
-                              vcleq_f32((float32x4_t)b, (float32x4_t)t))) != 0;
+  return vmaxvq_u32(vorrq_u32(vcleq_f32((float32x4_t)a, (float32x4_t)t), vcleq_f32((float32x4_t)b, (float32x4_t)t))) !=
+         0;
 #endif
 }
 

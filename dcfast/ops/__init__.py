@@ -1,6 +1,21 @@
 """The ops: torch functions served by native, Triton or reference kernels. `torch.ops.dcfast.*` are behind them."""
 
 from dcfast.ops._registry import backend
+from dcfast.ops.accumulate import ClusterSums, Grid, accumulate, means, sum_grid
 from dcfast.ops.assign import assign
+from dcfast.ops.inertia import exact_sum, inertia, point_distances
+from dcfast.ops.split_empty import split_empty
 
-__all__ = ["assign", "backend"]
+__all__ = [
+    "ClusterSums",
+    "Grid",
+    "accumulate",
+    "assign",
+    "backend",
+    "exact_sum",
+    "inertia",
+    "means",
+    "point_distances",
+    "split_empty",
+    "sum_grid",
+]

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from types import ModuleType
 
-import torch  # noqa: F401  before the extension, so that both use torch's OpenMP pool
+import torch
 
 _C: ModuleType | None
 try:
-    from dcfast import _C  # type: ignore[no-redef,attr-defined]
+    from dcfast import _C  # type: ignore[no-redef]
 
     load_error: str | None = None
 except ImportError as error:

@@ -19,9 +19,7 @@ def points(x: torch.Tensor, name: str) -> None:
 def floats(x: torch.Tensor, name: str) -> None:
     """`x` has a floating dtype."""
     if x.dtype not in FLOATS:
-        raise TypeError(
-            f"{name} has dtype {x.dtype}: expected float32, float64, float16 or bfloat16; use .float()"
-        )
+        raise TypeError(f"{name} has dtype {x.dtype}: expected float32, float64, float16 or bfloat16; use .float()")
 
 
 def points_like(other: torch.Tensor, name: str, x: torch.Tensor) -> None:

@@ -26,8 +26,7 @@ enum dcfast_dtype {
 typedef int dcfast_cpu_assign_workspace_fn(int dtype, int64_t k, int64_t d, int64_t* bytes);
 // Shift, scale, deduplicate and pack the centroids (k x d, rows contiguous) into the workspace (64-byte
 // aligned).
-typedef int dcfast_cpu_assign_prepare_fn(int dtype, const void* centroids, int64_t k, int64_t d,
-                                         void* workspace);
+typedef int dcfast_cpu_assign_prepare_fn(int dtype, const void* centroids, int64_t k, int64_t d, void* workspace);
 // Labels of n rows of x. scratch holds n_threads * scratch_bytes(d) bytes, counts[0] and counts[1] gain the
 // number of rows that needed a recheck and of those that needed every candidate.
 typedef int dcfast_cpu_assign_scratch_fn(int dtype, int64_t d, int64_t* bytes);
@@ -35,13 +34,44 @@ typedef int dcfast_cpu_assign_fn(int dtype, const void* x, int64_t row_stride, i
                                  const void* centroids, int64_t k, const void* workspace, void* scratch,
                                  int64_t* labels, int64_t* counts, int n_threads);
 
+// ---- accumulate: exact sums per cluster ----------------------------------------------------------------------
+// Add n rows (n <= 2^22) to words (copies x k x n_words x d, of which the first copy receives the result, carried)
+// and counts (copies x k). Column i in units of 1 / scale[i], a power of two; weight (n doubles) may be null. Rows
+// whose label is outside [0, k) are left out.
+typedef int dcfast_cpu_accumulate_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                     const int64_t* labels, int64_t k, const double* weight, const double* scale,
+                                     int64_t n_words, int64_t* words, int64_t* counts, int64_t copies, int n_threads);
+// out (k x d) = RN_T(RN64(S) / total), or previous where total is 0.
+typedef int dcfast_cpu_means_fn(int dtype, const int64_t* words, int64_t k, int64_t n_words, int64_t d,
+                                const int64_t* low, const double* total, const void* previous, void* out);
+
+// ---- inertia ---------------------------------------------------------------------------------------------
+// out[i] = RN64(weight[i] * D64(x_i, centroid of its label)); 0 for a label outside [0, k). weight may be null.
+typedef int dcfast_cpu_point_distances_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                          const void* centroids, int64_t k, const int64_t* labels, const double* weight,
+                                          double* out, int n_threads);
+// Add n doubles exactly to words, n_threads accumulators of 80 words each, zeroed before the first call.
+typedef int dcfast_cpu_exact_sum_add_fn(const double* values, int64_t n, int64_t* words, int n_threads);
+// out[0] = the sum of all n_threads accumulators, rounded once.
+typedef int dcfast_cpu_exact_sum_round_fn(int64_t* words, int n_threads, double* out);
+
+// ---- split_empty: donors for empty clusters, in place --------------------------------------------------------
+typedef int dcfast_cpu_split_empty_fn(int dtype, void* centroids, int64_t* counts, int64_t k, int64_t d, int64_t seed,
+                                      int64_t iteration);
+
 // An op is one line here and one function of that name in csrc/cpu (or csrc/cuda): dispatch.cpp and
 // bindings.cpp are generated from these lists.
 #define DCFAST_CPU_OPS(X) \
   X(assign_workspace)     \
   X(assign_prepare)       \
   X(assign_scratch)       \
-  X(assign)
+  X(assign)               \
+  X(accumulate)           \
+  X(means)                \
+  X(point_distances)      \
+  X(exact_sum_add)        \
+  X(exact_sum_round)      \
+  X(split_empty)
 
 #define DCFAST_CUDA_OPS(X)
 

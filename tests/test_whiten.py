@@ -1,0 +1,86 @@
+"""PCAWhiten: unit covariance, unit rows, degenerate directions, streaming."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.utils.estimator_checks import check_estimator
+
+from dcfast import PCAWhiten
+
+
+def data(n=500, d=12, dtype=np.float64):
+    rng = np.random.RandomState(0)
+    return (rng.randn(n, d) @ rng.randn(d, d) + 5 * rng.randn(d)).astype(dtype)
+
+
+def test_scikit_learn_checks():
+    check_estimator(PCAWhiten(n_components=1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_agrees_with_scikit_learn_up_to_signs(dtype):
+    X = data(dtype=dtype)
+    ours = PCAWhiten(5, normalize=False).fit(X)
+    theirs = PCA(5, whiten=True, svd_solver="full").fit(X.astype(np.float64))
+    np.testing.assert_allclose(ours.explained_variance_, theirs.explained_variance_, rtol=1e-5)
+    out = ours.transform(X)
+    assert out.dtype == dtype
+    np.testing.assert_allclose(np.abs(out), np.abs(theirs.transform(X)), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(np.cov(out.T), np.eye(5), atol=1e-5)
+
+
+def test_rows_have_unit_length_and_zero_rows_stay():
+    X = torch.tensor(data())
+    whiten = PCAWhiten(6).fit(X)
+    norms = whiten.transform(X).norm(dim=1)
+    assert torch.allclose(norms, torch.ones_like(norms))
+    assert torch.equal(whiten.transform(whiten.mean_[None]), torch.zeros(1, 6, dtype=torch.float64))
+
+
+def test_directions_without_variance_become_zero():
+    X = data(d=4)
+    X = np.concatenate([X, X[:, :2], np.full((len(X), 1), 3.0)], axis=1)
+    out = PCAWhiten(7, normalize=False).fit_transform(X)
+    assert np.isfinite(out).all()
+    np.testing.assert_array_equal(out[:, 4:], 0)
+    np.testing.assert_allclose(np.cov(out[:, :4].T), np.eye(4), atol=1e-6)
+
+
+def test_a_far_origin_costs_no_precision():
+    X = data()
+    near = PCAWhiten(3, normalize=False).fit(X - X.mean(0))
+    far = PCAWhiten(3, normalize=False).fit(X - X.mean(0) + 1e8)
+    np.testing.assert_allclose(near.explained_variance_, far.explained_variance_, rtol=1e-6)
+
+
+def test_chunks_and_threads_change_no_bit():
+    X = torch.tensor(data(n=9000, d=20, dtype=np.float32))
+    whole = PCAWhiten(8).fit(X)
+    streamed = PCAWhiten(8).fit(chunk.numpy() for chunk in X.split(777))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        threaded = PCAWhiten(8).fit(X)
+    finally:
+        torch.set_num_threads(threads)
+    for other in (streamed, threaded):
+        assert np.array_equal(np.asarray(whole.components_), np.asarray(other.components_))
+        assert np.array_equal(np.asarray(whole.transform(X)), np.asarray(other.transform(X)))
+    assert isinstance(streamed.components_, np.ndarray)
+    assert isinstance(whole.components_, torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("X", "n_components", "match"),
+    [
+        (np.zeros((1, 3)), 1, "at least 2"),
+        (np.zeros((4, 3)), 4, "lower it"),
+        (torch.zeros(2, 2, 2), 1, r"\(2, 2, 2\)"),
+        (torch.tensor([[1.0], [torch.nan]]), 1, "1 non-finite"),
+        (np.zeros((4, 3)), 0, "n_components"),
+    ],
+)
+def test_errors_name_the_argument(X, n_components, match):
+    with pytest.raises(ValueError, match=match):
+        PCAWhiten(n_components).fit(X)
