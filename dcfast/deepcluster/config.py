@@ -33,7 +33,7 @@ class TrainConfig:
     sobel : bool
         Feed the network Sobel gradients, as published, instead of colours.
     image_size : int or None
-        Side of the square crops in pixels: 32 for the small network, 224 for the others.
+        Side of the square crops in pixels: 16 for digits, else 32 for the small network and 224 for the others.
     n_clusters : int or None
         k. By default one cluster per 50 images, at least 10 and at most the published 10,000.
     pca : int
@@ -134,6 +134,7 @@ class TrainConfig:
         size = self.image_size
         arch = self.arch or ("small" if (size or image_side) <= _SMALL_IMAGES else "alexnet")
         small = arch == "small"
+        default_size = 224 if not small else 16 if digits else 32
         n_clusters = self.n_clusters or (100 if digits else max(10, min(10_000, n_images // 50)))
         if n_images < n_clusters:
             raise ValueError(
@@ -148,11 +149,11 @@ class TrainConfig:
         return dataclasses.replace(
             self,
             arch=arch,
-            image_size=size or (32 if small else 224),
+            image_size=size or default_size,
             n_clusters=n_clusters,
-            epochs=self.epochs or (15 if digits else 30 if small else 500),
+            epochs=self.epochs or (20 if digits else 30 if small else 500),
             batch_size=self.batch_size or (64 if digits else 256),
-            min_crop=self.min_crop or (0.5 if digits else 0.3 if small else 0.08),
+            min_crop=self.min_crop or (0.7 if digits else 0.3 if small else 0.08),
             flip=(not digits) if self.flip is None else self.flip,
             threads=self.threads or torch.get_num_threads(),
             workers=(0 if small else 2) if self.workers is None else self.workers,

@@ -123,7 +123,7 @@ class FolderSource:
             # Pillow warns of odd metadata in files that it reads well; what it cannot read, it raises for.
             warnings.simplefilter("ignore")
             with Image.open(self._root / name) as image:
-                return image.convert("RGB"), label
+                return _to_rgb(image), label
 
 
 class DatasetSource:
@@ -145,23 +145,30 @@ class DatasetSource:
             ) from None
         if not self._length:
             raise ValueError("the dataset is empty")
-        self._dataset = dataset
+        self.dataset = dataset
         self.location = type(dataset).__name__
         self.names: Sequence[str] = [f"{index:08d}" for index in range(self._length)]
         self.class_names = [str(name) for name in getattr(dataset, "classes", [])]
 
     def item(self, index: int) -> tuple[Image.Image, int]:
         """Fetch item ``index`` and turn its image into an RGB one."""
-        item = self._dataset[index]
+        item = self.dataset[index]
         label = NO_LABEL
         if isinstance(item, tuple | list):
             item, label = item[0], max(NO_LABEL, int(item[1]))
         return _to_image(item), label
 
 
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit greys: Pillow's own conversion clips them at 255, which makes nearly all of them white.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def _to_image(item: object) -> Image.Image:
     if isinstance(item, Image.Image):
-        return item.convert("RGB")
+        return _to_rgb(item)
     if isinstance(item, torch.Tensor):
         if item.ndim != 3 or item.shape[0] not in (1, 3):
             raise TypeError(f"an image tensor must be (1, H, W) or (3, H, W), got {tuple(item.shape)}")

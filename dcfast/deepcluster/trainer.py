@@ -16,8 +16,9 @@ import torch
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from dcfast.deepcluster import report
 from dcfast.deepcluster.config import TrainConfig
-from dcfast.deepcluster.data import ImageData, check_images, describe_source, open_source
+from dcfast.deepcluster.data import DatasetSource, ImageData, check_images, describe_source, open_source
 from dcfast.deepcluster.keyed import Stream, torch_draws
 from dcfast.deepcluster.metrics import moved_points, nmi
 from dcfast.deepcluster.models import build_top_layer
@@ -69,7 +70,7 @@ class Trainer:
         return len(self.history)
 
     def fit(self) -> None:
-        """Train to the last epoch.
+        """Train to the last epoch, and write the report.
 
         Raises
         ------
@@ -92,6 +93,10 @@ class Trainer:
                 self._log(board, record)
                 self._save(record)
                 self.display.epoch(record, epochs)
+        source = self.data.source
+        with self.display.stage("report", 1) as advance:
+            report.write_report(self.dir.path, source.dataset if isinstance(source, DatasetSource) else None)
+            advance(1)
 
     def summary(self) -> None:
         """Print how the first and the last epoch compare, and where everything is."""
