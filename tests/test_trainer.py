@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from dcfast.deepcluster import TrainConfig, load_run, resume, start
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.rundir import RunDir
 
-SMALL = TrainConfig(n_clusters=12, epochs=3, limit=150, image_size=16, batch_size=32, pca=16, threads=2, workers=0)
+SMALL = TrainConfig(n_clusters=12, epochs=3, limit=150, image_size=16, batch_size=32, pca=16, threads=1, workers=0)
 
 
 class Silent(Display):
@@ -43,16 +42,28 @@ def train(output, data="digits", **changes):
 def reference(tmp_path_factory):
     """An uninterrupted run, made as the interrupted ones are: in a process of its own."""
     path = tmp_path_factory.mktemp("runs") / "reference"
-    assert run_in_process(path, "") == 0
+    assert run_in_processes([(path, "", False)]) == [0]
     return path
 
 
-def run_in_process(path, sabotage, *, go_on=False):
-    """Train in a new process that may shoot itself; return its status, negative for a signal."""
-    options = dataclasses.asdict(SMALL)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """One run per moment, each killed at that moment."""
+    paths = {moment: tmp_path_factory.mktemp("killed") / "run" for moment in MOMENTS}
+    statuses = run_in_processes([(paths[moment], sabotage, False) for moment, sabotage in MOMENTS.items()])
+    assert statuses == [-signal.SIGKILL] * len(MOMENTS)
+    return paths
+
+
+def run_in_processes(jobs):
+    """Train in one process per (path, sabotage, whether to resume), each of which may shoot itself.
+
+    Returns their statuses, negative for a signal. The processes are forks of one that has imported everything and
+    computed nothing: importing takes longer than training.
+    """
     source = textwrap.dedent(
-        f"""
-        import os, signal, sys
+        """
+        import json, os, signal, sys, textwrap
         from dcfast.deepcluster import TrainConfig, report, resume, start, trainer, stages, rundir
         report.write_report = lambda path, dataset: None
 
@@ -70,19 +81,26 @@ def run_in_process(path, sabotage, *, go_on=False):
                     die()
                 return result
             setattr(owner, name, shot)
+
+        jobs, options = json.load(sys.stdin)
+        statuses = []
+        for path, sabotage, go_on in jobs:
+            pid = os.fork()
+            if pid == 0:
+                sys.stdout = sys.stderr
+                exec(textwrap.dedent(sabotage))
+                (resume(path) if go_on else start("digits", path, TrainConfig(**options))).fit()
+                os._exit(0)
+            statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        print(json.dumps(statuses))
         """
     )
-    source += textwrap.dedent(sabotage)
-    if go_on:
-        source += f"\nresume({str(path)!r}).fit()\n"
-    else:
-        source += f"\nstart('digits', {str(path)!r}, TrainConfig(**{options!r})).fit()\n"
-    done = subprocess.run(
-        [sys.executable, "-c", source], env={**os.environ, "COLUMNS": "200"}, capture_output=True, text=True
-    )
-    if done.returncode not in (0, -signal.SIGKILL):
-        raise AssertionError(done.stderr)
-    return done.returncode
+    told = json.dumps([[(str(path), sabotage, go_on) for path, sabotage, go_on in jobs], dataclasses.asdict(SMALL)])
+    done = subprocess.run([sys.executable, "-c", source], input=told, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    statuses = json.loads(done.stdout.splitlines()[-1])
+    assert set(statuses) <= {0, -signal.SIGKILL}, done.stderr
+    return statuses
 
 
 def assert_same_bits(first, second):
@@ -122,9 +140,9 @@ def _without_times(value):
 
 
 MOMENTS = {
-    "before the first epoch": "die_at(stages, 'extract_features', 1); trainer.extract_features = stages.extract_features",
+    "before the first epoch": "die_at(trainer, 'extract_features', 1)",
     "in the training of the first epoch": "die_at(stages.torch.optim.SGD, 'step', 5)",
-    "in the features of the second": "trainer_features = die_at(trainer, 'extract_features', 2, before=False)",
+    "in the features of the second": "die_at(trainer, 'extract_features', 2, before=False)",
     "in the training of the third": "die_at(stages.torch.optim.SGD, 'step', 23)",
     "in the middle of writing a checkpoint": """
         save, calls = rundir.torch.save, []
@@ -154,18 +172,16 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_ends_with_the_same_bits(tmp_path, reference, moment):
-    path = tmp_path / "run"
-    assert run_in_process(path, MOMENTS[moment]) == -signal.SIGKILL
-    resume(path, display=Silent()).fit()
-    assert_same_bits(reference, path)
+def test_a_killed_run_ends_with_the_same_bits(killed, reference, moment):
+    resume(killed[moment], display=Silent()).fit()
+    assert_same_bits(reference, killed[moment])
 
 
 def test_killed_twice_and_resumed_in_new_processes(tmp_path, reference):
     path = tmp_path / "run"
-    assert run_in_process(path, "die_at(stages.torch.optim.SGD, 'step', 12)") == -signal.SIGKILL
-    assert run_in_process(path, "die_at(rundir.RunDir, 'write_checkpoint', 2)", go_on=True) == -signal.SIGKILL
-    assert run_in_process(path, "", go_on=True) == 0
+    shots = ["die_at(stages.torch.optim.SGD, 'step', 12)", "die_at(rundir.RunDir, 'write_checkpoint', 2)", ""]
+    statuses = run_in_processes([(path, shot, number > 0) for number, shot in enumerate(shots)])
+    assert statuses == [-signal.SIGKILL, -signal.SIGKILL, 0]
     assert_same_bits(reference, path)
 
 
@@ -173,14 +189,20 @@ def test_the_caller_s_state_changes_nothing(tmp_path, reference):
     torch.manual_seed(1234)
     torch.rand(7)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(3)
     try:
         train(tmp_path / "run")
-        assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
     assert not torch.are_deterministic_algorithms_enabled()
     assert_same_bits(reference, tmp_path / "run")
+
+
+def test_two_threads_twice(tmp_path):
+    for name in ("one", "other"):
+        train(tmp_path / name, threads=2, epochs=2, limit=64)
+    assert_same_bits(tmp_path / "one", tmp_path / "other")
 
 
 def test_workers_change_nothing(tmp_path, reference):
@@ -216,7 +238,7 @@ def test_the_seed_matters(tmp_path, reference):
 def test_what_a_run_leaves(reference):
     run = load_run(reference)
     assert run.options.arch == "small"
-    assert run.config["threads"] == 2
+    assert run.config["threads"] == 1
     assert run.config["data"]["n_images"] == 150
     assert run.config["data"]["class_names"] == list("0123456789")
     assert run.config["versions"]["torch"] == torch.__version__
@@ -253,16 +275,16 @@ def test_a_run_opens_for_reading(reference):
     assert run.dataset.names == list(run.assignments["files"])
 
 
-def test_tensorboard_has_each_epoch_once(tmp_path):
+def test_tensorboard_has_each_epoch_once(killed):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert run_in_process(tmp_path / "run", "die_at(rundir.RunDir, 'write_checkpoint', 2)") == -signal.SIGKILL
-    resume(tmp_path / "run", display=Silent()).fit()
-    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    path = killed["before a checkpoint is renamed"]  # after the second epoch had been logged
+    resume(path, display=Silent()).fit()
+    board = EventAccumulator(str(path / "tensorboard"))
     board.Reload()
-    metrics = RunDir(tmp_path / "run").read_metrics()
     assert [event.step for event in board.Scalars("loss")] == [1, 2, 3]
-    assert [event.value for event in board.Scalars("loss")] == pytest.approx([m["loss"] for m in metrics])
+    losses = [record["loss"] for record in RunDir(path).read_metrics()]
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx(losses)
     assert "seconds/kmeans" in board.Tags()["scalars"]
 
 
