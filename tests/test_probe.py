@@ -13,8 +13,9 @@ from dcfast import cli
 from dcfast.deepcluster import load_run
 from dcfast.deepcluster import probe as probing
 from dcfast.deepcluster.keyed import Stream, generator
+from dcfast.deepcluster.linear import accuracy, fit_linear
 from dcfast.deepcluster.models import build_model
-from dcfast.deepcluster.probe import fit_linear, pooling, probe, split_by_class
+from dcfast.deepcluster.probe import pooling, probe, split_by_class
 from dcfast.deepcluster.progress import Display
 
 
@@ -43,10 +44,6 @@ def blobs(n_rows, width, n_classes=5, seed=0):
     labels = rng.integers(n_classes, size=n_rows)
     rows = means[labels] + 0.5 * rng.standard_normal((n_rows, width))
     return torch.from_numpy(rows.astype(np.float32)), labels
-
-
-def accuracy(classifier, rows, labels):
-    return float((classifier(rows).argmax(1).numpy() == labels).mean())
 
 
 @pytest.mark.parametrize(("n_rows", "width"), [(1000, 20), (150, 400)], ids=["more rows", "more features"])

@@ -137,7 +137,7 @@ def size_chart(label: str, sizes: Sequence[int], n_empty: int, columns: int = 90
     ordered = sorted(sizes, reverse=True)
     total = len(ordered) + n_empty
     mean = sum(ordered) / total
-    plot = _Plot(label, (0.0, float(total)), (0.0, 1.08 * ordered[0]), _WIDE)
+    plot = _Plot(label, (0.0, float(total)), (0.0, 1.15 * ordered[0]), _WIDE)
     plot.axes([tick for tick in _ticks(0, total) if tick <= total and float(tick).is_integer()], "clusters, by size")
     step = max(1, math.ceil(len(ordered) / columns))
     gap = 0.12 if len(ordered) < 200 else 0.0
@@ -146,10 +146,10 @@ def size_chart(label: str, sizes: Sequence[int], n_empty: int, columns: int = 90
         css = "fill s1" if rank == 0 else "fill s0"
         title = f"{number(ordered[rank])} images"
         plot.bar(plot.x(rank + gap * step), plot.x(end - gap * step), 0.0, ordered[rank], css, title)
-    plot.text(plot.x(step) + 6, plot.y(ordered[0]) + 10, f"largest: {number(ordered[0])} images", "start", "mark s1")
+    plot.text(_LEFT + 2, plot.y(ordered[0]) - 5, f"largest: {number(ordered[0])} images", "start", "mark s1")
     if n_empty:
-        plot.bar(plot.x(len(ordered)), plot.x(total), 0.0, 1.08 * ordered[0], "empty", f"{n_empty} empty clusters")
-        plot.text(plot.x(total) - 4, plot.y(1.08 * ordered[0]) + 12, f"{number(n_empty)} empty", "end", "mark s3")
+        plot.bar(plot.x(len(ordered)), plot.x(total), 0.0, 1.15 * ordered[0], "empty", f"{n_empty} empty clusters")
+        plot.text(plot.x(total) - 4, plot.y(1.15 * ordered[0]) + 12, f"{number(n_empty)} empty", "end", "mark s3")
     y = plot.y(mean)
     plot.add(f'<line class="mean" x1="{_LEFT:g}" x2="{_WIDE - _RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
     plot.text(_WIDE - _RIGHT - 4, y - 5, f"mean {number(mean)}", "end")
