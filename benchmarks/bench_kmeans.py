@@ -1,4 +1,4 @@
-"""A whole fit against faiss-cpu and scikit-learn: same data, start, iterations and threads; objective next to the time."""
+"""A whole fit against faiss-cpu and scikit-learn: same data, start, iterations, threads; the objective is shown too."""
 
 import faiss
 import numpy as np
