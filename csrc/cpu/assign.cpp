@@ -103,15 +103,10 @@ int64_t layout(int64_t k, int64_t d, char* base, Prepared* p) {
   return at;
 }
 
-float round_up(double v) {
-  float f = float(v);
-  return double(f) < v ? nextafterf(f, INFINITY) : f;
-}
+// One place in 2^23 and the smallest normal number are more than what rounding to float32 can take away.
+float round_up(double v) { return float(v + fabs(v) * 0x1p-23 + 0x1p-126); }
 
-float round_down(double v) {
-  float f = float(v);
-  return double(f) > v ? nextafterf(f, -INFINITY) : f;
-}
+float round_down(double v) { return -round_up(-v); }
 
 template <class T>
 bool finite_row(const T* row, int64_t d) {

@@ -68,6 +68,31 @@ static inline Floats fnmadd(Floats a, Floats b, Floats c) {
 #endif
 }
 
+// a * b + c, fused where the instruction set can. Only where rounding is not part of the contract.
+static inline Floats fmadd(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+static inline Doubles fmadd(Doubles a, Doubles b, Doubles c) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__)
+  return (Doubles)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+  return (Doubles)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
 // A NaN in a gives b. (GCC 12 warns about its own 512-bit intrinsics, and needs no help there.)
 static inline Floats minimum(Floats a, Floats b) {
 #if defined(__AVX2__) && !defined(__AVX512F__)

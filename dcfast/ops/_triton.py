@@ -1,10 +1,14 @@
-"""What the Triton backends share: how a kernel is described for compilation without a GPU."""
+"""What the Triton backends share: device guard, block sizes, cases for offline compilation."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+import triton
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,13 @@ class CompileCase:
     divisible: tuple[str, ...] = ()
     expect: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     forbid: tuple[str, ...] = ()
+
+
+def device_of(x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Make the device of `x` current: Triton launches on the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def block(size: int, smallest: int, largest: int) -> int:
+    """The power of two that holds `size`, within the two limits (powers of two themselves)."""
+    return min(largest, max(smallest, triton.next_power_of_2(size)))
