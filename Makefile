@@ -42,7 +42,7 @@ test-offline: $(VENV)/.test
 	$(PYTEST) tests/offline --require-backends=$(OFFLINE_BACKENDS)
 
 bench: $(VENV)/.bench
-	$(PYTEST) benchmarks --import-mode=importlib -q -s
+	$(PYTEST) benchmarks/bench_*.py -q -s
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
