@@ -6,6 +6,7 @@ from dcfast.ops.assign import assign
 from dcfast.ops.inertia import exact_sum, inertia, point_distances
 from dcfast.ops.sobel_conv2d import sobel_conv2d
 from dcfast.ops.split_empty import split_empty
+from dcfast.ops.weighted_cross_entropy import inverse_size_weights, weighted_cross_entropy
 
 __all__ = [
     "ClusterSums",
@@ -15,9 +16,11 @@ __all__ = [
     "backend",
     "exact_sum",
     "inertia",
+    "inverse_size_weights",
     "means",
     "point_distances",
     "sobel_conv2d",
     "split_empty",
     "sum_grid",
+    "weighted_cross_entropy",
 ]

@@ -34,10 +34,10 @@ def points_like(other: torch.Tensor, name: str, x: torch.Tensor) -> None:
         )
 
 
-def same_device(other: torch.Tensor, name: str, x: torch.Tensor) -> None:
+def same_device(other: torch.Tensor, name: str, x: torch.Tensor, x_name: str = "x") -> None:
     """`other` lives where `x` does."""
     if other.device != x.device:
-        raise ValueError(f"{name} is on {other.device} and x on {x.device}: move them to one device")
+        raise ValueError(f"{name} is on {other.device} and {x_name} on {x.device}: move them to one device")
 
 
 def integers(x: torch.Tensor, name: str, shape: tuple[int, ...] | torch.Size) -> None:
@@ -46,3 +46,18 @@ def integers(x: torch.Tensor, name: str, shape: tuple[int, ...] | torch.Size) ->
         raise TypeError(f"{name} has dtype {x.dtype}: expected int64; use .long()")
     if x.shape != shape:
         raise ValueError(f"{name} has shape {tuple(x.shape)}: expected {tuple(shape)}")
+
+
+def class_indices(target: torch.Tensor, name: str, n_classes: int, ignore_index: int) -> None:
+    """Every value of `target`, on the CPU, is a class or `ignore_index`."""
+    if target.numel() == 0:
+        return
+    low, high = target.aminmax()
+    if low >= 0 and high < n_classes:
+        return
+    outside = (target != ignore_index) & ((target < 0) | (target >= n_classes))
+    if outside.any():
+        row = int(outside.nonzero()[0])
+        raise ValueError(
+            f"{name}[{row}] is {int(target[row])}: expected 0 to {n_classes - 1}, or ignore_index={ignore_index}"
+        )

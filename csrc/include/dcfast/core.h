@@ -98,6 +98,29 @@ typedef int dcfast_cpu_sobel_conv2d_backward_image_fn(int dtype, const dcfast_so
                                                       void* scratch, void* grad_image, int64_t start, int64_t stop,
                                                       int n_threads);
 
+// ---- weighted_cross_entropy: the weight of a class is 1 / its size -----------------------------------------------
+// logits are n rows of k; sizes (k), losses, maxima and log_sums (n each) are float32 for float32, float16 and
+// bfloat16 logits (the CPU functions take the first only) and float64 for float64 ones. losses are the weighted
+// losses of the rows, maxima + log_sums their log-sum-exp. sums[0] and sums[1] gain the sum of the losses and of the
+// targets' weights. Every target is in [0, k) or ignore_index.
+typedef int dcfast_cpu_weighted_cross_entropy_fn(int dtype, const void* logits, int64_t row_stride,
+                                                 const int64_t* target, const void* sizes, int64_t n, int64_t k,
+                                                 int64_t ignore_index, double label_smoothing, void* losses,
+                                                 void* maxima, void* log_sums, double* sums, int n_threads);
+// row_gradients (stride 0 if common to all rows) are those of the weighted losses; gradient is n x k.
+typedef int dcfast_cpu_weighted_cross_entropy_backward_fn(int dtype, const void* logits, int64_t row_stride,
+                                                          const int64_t* target, const void* sizes, int64_t n,
+                                                          int64_t k, int64_t ignore_index, double label_smoothing,
+                                                          const void* row_gradients, int64_t row_gradient_stride,
+                                                          const void* maxima, const void* log_sums, void* gradient,
+                                                          int n_threads);
+// As on the CPU, but both sums are written, in the dtype of losses, the first divided by the second if `mean`; a target
+// that is no class makes its row's loss NaN.
+typedef int dcfast_cuda_weighted_cross_entropy_fn(int dtype, const void* logits, int64_t row_stride,
+                                                  const int64_t* target, const void* sizes, int64_t n, int64_t k,
+                                                  int64_t ignore_index, double label_smoothing, bool mean, void* losses,
+                                                  void* maxima, void* log_sums, void* sums, void* stream);
+
 // An op is one line here and one function of that name in csrc/cpu (or csrc/cuda): dispatch.cpp and
 // bindings.cpp are generated from these lists.
 #define DCFAST_CPU_OPS(X)         \
@@ -115,9 +138,11 @@ typedef int dcfast_cpu_sobel_conv2d_backward_image_fn(int dtype, const dcfast_so
   X(sobel_conv2d_pack)            \
   X(sobel_conv2d)                 \
   X(sobel_conv2d_backward_weight) \
-  X(sobel_conv2d_backward_image)
+  X(sobel_conv2d_backward_image)  \
+  X(weighted_cross_entropy)       \
+  X(weighted_cross_entropy_backward)
 
-#define DCFAST_CUDA_OPS(X)
+#define DCFAST_CUDA_OPS(X) X(weighted_cross_entropy)
 
 #ifdef __cplusplus
 namespace dcfast {

@@ -1,0 +1,359 @@
+// Cross-entropy with the weight 1 / size of each class: one pass over the logits forward, one backward.
+// See dcfast/ops/weighted_cross_entropy/__init__.py for the definition.
+//
+// A row is read in chunks that stay in the L1 cache: the chunk's maximum first, then the sum of exp(x - m)
+// with m the maximum so far; where m grows, what was summed before is rescaled. Lanes sum at most kChunk / (4
+// lanes) terms in the data's type, chunks and rows are summed in double. The row's result is kept as m and
+// log(sum), for their sum would lose the logarithm's digits where logits are large.
+//
+// exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2: ln 2 is subtracted in two parts, exp(r)
+// is its Taylor polynomial of degree 7 (float: remainder 5e-9) or 13 (double: 4e-18), 2^n is made from the
+// bits of n. Below kLowest, where 2^n would leave the normal numbers, the result is 0; NaN stays NaN.
+#include <float.h>
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "dcfast/core.h"
+#include "float_env.h"
+#include "simd.h"
+
+namespace dcfast {
+namespace DCFAST_ISA {
+namespace {
+
+constexpr int64_t kChunk = 1024;
+
+// a * b + c, fused where the instruction set can.
+inline Floats fmadd(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Doubles fmadd(Doubles a, Doubles b, Doubles c) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__)
+  return (Doubles)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+  return (Doubles)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+struct Float32 {
+  typedef float Scalar;
+  typedef Floats Vector;
+  typedef Ints Bits;
+  static constexpr int kLanes = kFloats, kMantissa = 23, kDegree = 7;
+  static constexpr int32_t kOne = 0x3F800000;
+  static constexpr float kRound = 0x1.8p23f, kLowest = -87.0f, kSmallest = -FLT_MAX;
+  static constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
+};
+
+struct Float64 {
+  typedef double Scalar;
+  typedef Doubles Vector;
+  typedef Longs Bits;
+  static constexpr int kLanes = kDoubles, kMantissa = 52, kDegree = 13;
+  static constexpr int64_t kOne = 0x3FF0000000000000;
+  static constexpr double kRound = 0x1.8p52, kLowest = -708.0, kSmallest = -DBL_MAX;
+  static constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
+};
+
+// 1 / n! for n = 0, 1, ...
+constexpr double kInverseFactorial[] = {
+    1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+    1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+
+// exp of lanes that are at most about 0.
+template <class F>
+inline __attribute__((always_inline)) typename F::Vector exponential(typename F::Vector x) {
+  typedef typename F::Scalar T;
+  typedef typename F::Vector V;
+  typedef typename F::Bits B;
+  V shifted = fmadd(x, broadcast(T(1.4426950408889634)), broadcast(F::kRound));
+  V n = shifted - F::kRound;
+  V r = fmadd(n, broadcast(-F::kLn2High), x);
+  r = fmadd(n, broadcast(-F::kLn2Low), r);
+  V p = broadcast(T(kInverseFactorial[F::kDegree]));
+#pragma GCC unroll 16
+  for (int i = F::kDegree - 1; i >= 0; --i) p = fmadd(p, r, broadcast(T(kInverseFactorial[i])));
+  // The low bits of `shifted` hold n; the shift drops the others.
+  V power = (V)(((B)shifted << F::kMantissa) + F::kOne);
+  return x < broadcast(F::kLowest) ? V{} : p * power;
+}
+
+template <class F>
+inline __attribute__((always_inline)) typename F::Vector larger(typename F::Vector a, typename F::Vector b) {
+  return a > b ? a : b;  // b where a is NaN: the maximum ignores it, exp(NaN - m) keeps it
+}
+
+template <class F>
+inline double sum_of_lanes(typename F::Vector v) {
+  double sum = 0.0;
+  for (int lane = 0; lane < F::kLanes; ++lane) sum += double(v[lane]);
+  return sum;
+}
+
+// The first n < kLanes elements, `fill` in the other lanes.
+template <class F>
+inline typename F::Vector load_some(const typename F::Scalar* p, int64_t n, typename F::Scalar fill) {
+  typename F::Vector v = broadcast(fill);
+  for (int64_t lane = 0; lane < n; ++lane) v[lane] = p[lane];
+  return v;
+}
+
+template <class F>
+inline typename F::Vector weight_of(typename F::Vector size) {
+  typedef typename F::Vector V;
+  return size > V{} ? broadcast(typename F::Scalar(1)) / size : V{};
+}
+
+template <class T>
+inline T weight_of_class(T size) {
+  return size > T(0) ? T(1) / size : T(0);
+}
+
+// The sum of all classes' weights, in order of index.
+template <class F>
+double sum_of_weights(const typename F::Scalar* sizes, int64_t k) {
+  double sum = 0.0;
+  for (int64_t j = 0; j < k; ++j) sum += double(weight_of_class(sizes[j]));
+  return sum;
+}
+
+// What a row comes to: its maximum m, the sum of exp(x_j - m), and with label smoothing that of w_j (x_j -
+// m).
+struct Row {
+  double maximum, exponentials, weighted, weights;
+};
+
+template <class F>
+typename F::Scalar largest(const typename F::Scalar* x, int64_t n) {
+  typedef typename F::Vector V;
+  constexpr int kLanes = F::kLanes;
+  V m[4];
+  for (int i = 0; i < 4; ++i) m[i] = broadcast(F::kSmallest);
+  int64_t j = 0;
+  for (; j + 4 * kLanes <= n; j += 4 * kLanes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) m[i] = larger<F>(load(x + j + i * kLanes), m[i]);
+  }
+  for (; j + kLanes <= n; j += kLanes) m[0] = larger<F>(load(x + j), m[0]);
+  if (j < n) m[0] = larger<F>(load_some<F>(x + j, n - j, F::kSmallest), m[0]);
+  V all = larger<F>(larger<F>(m[0], m[1]), larger<F>(m[2], m[3]));
+  typename F::Scalar result = all[0];
+  for (int lane = 1; lane < kLanes; ++lane) result = all[lane] > result ? all[lane] : result;
+  return result;
+}
+
+template <class F>
+double sum_of_exponentials(const typename F::Scalar* x, int64_t n, typename F::Scalar maximum) {
+  typedef typename F::Vector V;
+  constexpr int kLanes = F::kLanes;
+  const V m = broadcast(maximum);
+  V sum[4] = {};
+  int64_t j = 0;
+  for (; j + 4 * kLanes <= n; j += 4 * kLanes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) sum[i] += exponential<F>(load(x + j + i * kLanes) - m);
+  }
+  for (; j + kLanes <= n; j += kLanes) sum[0] += exponential<F>(load(x + j) - m);
+  if (j < n) sum[0] += exponential<F>(load_some<F>(x + j, n - j, -INFINITY) - m);
+  return sum_of_lanes<F>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+template <class F>
+void add_weighted(const typename F::Scalar* x, const typename F::Scalar* sizes, int64_t n, typename F::Scalar maximum,
+                  Row* row) {
+  typedef typename F::Vector V;
+  constexpr int kLanes = F::kLanes;
+  const V m = broadcast(maximum);
+  V weighted[2] = {}, weights[2] = {};
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= n; j += 2 * kLanes) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      V w = weight_of<F>(load(sizes + j + i * kLanes));
+      weighted[i] = fmadd(w, load(x + j + i * kLanes) - m, weighted[i]);
+      weights[i] += w;
+    }
+  }
+  row->weighted += sum_of_lanes<F>(weighted[0]) + sum_of_lanes<F>(weighted[1]);
+  row->weights += sum_of_lanes<F>(weights[0]) + sum_of_lanes<F>(weights[1]);
+  for (; j < n; ++j) {
+    double w = double(weight_of_class(sizes[j]));
+    row->weighted += w * double(x[j] - maximum);
+    row->weights += w;
+  }
+}
+
+template <class F>
+Row read_row(const typename F::Scalar* x, const typename F::Scalar* sizes, int64_t k, bool smooth) {
+  // From the smallest finite number, so that a row's first chunk may be all -inf without an inf - inf.
+  typename F::Scalar maximum = F::kSmallest;
+  Row row = {0.0, 0.0, 0.0, 0.0};
+  for (int64_t start = 0; start < k; start += kChunk) {
+    const int64_t n = k - start < kChunk ? k - start : kChunk;
+    const typename F::Scalar here = largest<F>(x + start, n);
+    if (here > maximum) {
+      if (start > 0) {
+        const double change = double(maximum) - double(here);
+        row.exponentials *= exp(change);
+        row.weighted += row.weights * change;
+      }
+      maximum = here;
+    }
+    row.exponentials += sum_of_exponentials<F>(x + start, n, maximum);
+    if (smooth) add_weighted<F>(x + start, sizes + start, n, maximum, &row);
+  }
+  row.maximum = double(maximum);
+  return row;
+}
+
+template <class F>
+void forward(const typename F::Scalar* logits, int64_t row_stride, const int64_t* target,
+             const typename F::Scalar* sizes, int64_t n, int64_t k, int64_t ignore_index, double label_smoothing,
+             typename F::Scalar* losses, typename F::Scalar* maxima, typename F::Scalar* log_sums, double* sums,
+             int n_threads) {
+  typedef typename F::Scalar T;
+  const bool smooth = label_smoothing > 0.0;
+#pragma omp parallel num_threads(n_threads)
+  {
+    IeeeMode ieee;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < n; ++i) {
+      if (target[i] == ignore_index) {
+        losses[i] = maxima[i] = log_sums[i] = T(0);
+        continue;
+      }
+      const T* x = logits + i * row_stride;
+      const Row row = read_row<F>(x, sizes, k, smooth);
+      const double log_sum = log(row.exponentials);
+      const double weight = double(weight_of_class(sizes[target[i]]));
+      double loss = weight * ((row.maximum - double(x[target[i]])) + log_sum);
+      if (smooth) {
+        const double all = row.weights * log_sum - row.weighted;
+        loss = (1.0 - label_smoothing) * loss + label_smoothing / double(k) * all;
+      }
+      losses[i] = T(loss);
+      maxima[i] = T(row.maximum);
+      log_sums[i] = T(log_sum);
+    }
+  }
+  // In order of row, whatever the threads did.
+  for (int64_t i = 0; i < n; ++i) {
+    sums[0] += double(losses[i]);
+    if (target[i] != ignore_index) sums[1] += double(weight_of_class(sizes[target[i]]));
+  }
+}
+
+template <class F>
+void write_gradient(const typename F::Scalar* x, const typename F::Scalar* sizes, int64_t k, typename F::Scalar maximum,
+                    typename F::Scalar log_sum, typename F::Scalar softmax, typename F::Scalar uniform, bool smooth,
+                    typename F::Scalar* gradient) {
+  typedef typename F::Scalar T;
+  typedef typename F::Vector V;
+  constexpr int kLanes = F::kLanes;
+  const V m = broadcast(maximum), l = broadcast(log_sum), a = broadcast(softmax), c = broadcast(uniform);
+  auto some = [&](V logit, V size) {
+    V g = a * exponential<F>((logit - m) - l);
+    return smooth ? g - c * weight_of<F>(size) : g;
+  };
+  int64_t j = 0;
+  if (!smooth) {
+    for (; j + 4 * kLanes <= k; j += 4 * kLanes) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        store(gradient + j + i * kLanes, a * exponential<F>((load(x + j + i * kLanes) - m) - l));
+      }
+    }
+  }
+  for (; j + kLanes <= k; j += kLanes) store(gradient + j, some(load(x + j), load(sizes + j)));
+  if (j < k) {
+    V g = some(load_some<F>(x + j, k - j, T(0)), load_some<F>(sizes + j, k - j, T(1)));
+    for (int64_t lane = 0; lane < k - j; ++lane) gradient[j + lane] = g[lane];
+  }
+}
+
+// Gradient of row i: g ((1 - s) w_y (p_j - [j = y]) + s / k (W p_j - w_j)), p the softmax, W the sum of
+// weights.
+template <class F>
+void backward(const typename F::Scalar* logits, int64_t row_stride, const int64_t* target,
+              const typename F::Scalar* sizes, int64_t n, int64_t k, int64_t ignore_index, double label_smoothing,
+              const typename F::Scalar* row_gradients, int64_t row_gradient_stride, const typename F::Scalar* maxima,
+              const typename F::Scalar* log_sums, typename F::Scalar* gradient, int n_threads) {
+  typedef typename F::Scalar T;
+  const bool smooth = label_smoothing > 0.0;
+  const double all = smooth ? sum_of_weights<F>(sizes, k) : 0.0;
+#pragma omp parallel num_threads(n_threads)
+  {
+    IeeeMode ieee;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < n; ++i) {
+      T* out = gradient + i * k;
+      if (target[i] == ignore_index) {
+        memset(out, 0, size_t(k) * sizeof(T));
+        continue;
+      }
+      const double g = double(row_gradients[i * row_gradient_stride]);
+      const double hit = g * (1.0 - label_smoothing) * double(weight_of_class(sizes[target[i]]));
+      const double uniform = g * label_smoothing / double(k);
+      const T softmax = T(smooth ? hit + uniform * all : hit);
+      write_gradient<F>(logits + i * row_stride, sizes, k, maxima[i], log_sums[i], softmax, T(uniform), smooth, out);
+      out[target[i]] -= T(hit);
+    }
+  }
+}
+
+}  // namespace
+
+int weighted_cross_entropy(int dtype, const void* logits, int64_t row_stride, const int64_t* target, const void* sizes,
+                           int64_t n, int64_t k, int64_t ignore_index, double label_smoothing, void* losses,
+                           void* maxima, void* log_sums, double* sums, int n_threads) {
+  if (dtype == DCFAST_FLOAT32) {
+    forward<Float32>(static_cast<const float*>(logits), row_stride, target, static_cast<const float*>(sizes), n, k,
+                     ignore_index, label_smoothing, static_cast<float*>(losses), static_cast<float*>(maxima),
+                     static_cast<float*>(log_sums), sums, n_threads);
+  } else if (dtype == DCFAST_FLOAT64) {
+    forward<Float64>(static_cast<const double*>(logits), row_stride, target, static_cast<const double*>(sizes), n, k,
+                     ignore_index, label_smoothing, static_cast<double*>(losses), static_cast<double*>(maxima),
+                     static_cast<double*>(log_sums), sums, n_threads);
+  } else {
+    return DCFAST_INVALID_DTYPE;
+  }
+  return DCFAST_OK;
+}
+
+int weighted_cross_entropy_backward(int dtype, const void* logits, int64_t row_stride, const int64_t* target,
+                                    const void* sizes, int64_t n, int64_t k, int64_t ignore_index,
+                                    double label_smoothing, const void* row_gradients, int64_t row_gradient_stride,
+                                    const void* maxima, const void* log_sums, void* gradient, int n_threads) {
+  if (dtype == DCFAST_FLOAT32) {
+    backward<Float32>(static_cast<const float*>(logits), row_stride, target, static_cast<const float*>(sizes), n, k,
+                      ignore_index, label_smoothing, static_cast<const float*>(row_gradients), row_gradient_stride,
+                      static_cast<const float*>(maxima), static_cast<const float*>(log_sums),
+                      static_cast<float*>(gradient), n_threads);
+  } else if (dtype == DCFAST_FLOAT64) {
+    backward<Float64>(static_cast<const double*>(logits), row_stride, target, static_cast<const double*>(sizes), n, k,
+                      ignore_index, label_smoothing, static_cast<const double*>(row_gradients), row_gradient_stride,
+                      static_cast<const double*>(maxima), static_cast<const double*>(log_sums),
+                      static_cast<double*>(gradient), n_threads);
+  } else {
+    return DCFAST_INVALID_DTYPE;
+  }
+  return DCFAST_OK;
+}
+
+}  // namespace DCFAST_ISA
+}  // namespace dcfast

@@ -1,0 +1,50 @@
+// What the kernels share: the status of a launch, and elements read wide.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include "dcfast/core.h"
+
+namespace dcfast {
+namespace cuda {
+
+// The status of the launches since the last call; waits for nothing, so a fault inside a kernel shows up
+// later.
+inline int launch_status() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? DCFAST_OK : DCFAST_CUDA_ERROR + static_cast<int>(error);
+}
+
+// The type that sums of T are taken in, and the elements of one 16-byte load.
+template <class T>
+struct Element {
+  using Wide = float;
+  static constexpr int kPerLoad = 16 / sizeof(T);
+};
+template <>
+struct Element<double> {
+  using Wide = double;
+  static constexpr int kPerLoad = 2;
+};
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+// 16 bytes at a 16-byte boundary, as elements.
+template <class T>
+__device__ __forceinline__ void load_wide(const T* at, typename Element<T>::Wide (&values)[Element<T>::kPerLoad]) {
+  union {
+    uint4 bits;
+    T elements[Element<T>::kPerLoad];
+  } raw = {__ldg(reinterpret_cast<const uint4*>(at))};
+#pragma unroll
+  for (int i = 0; i < Element<T>::kPerLoad; ++i) values[i] = widen(raw.elements[i]);
+}
+
+}  // namespace cuda
+}  // namespace dcfast

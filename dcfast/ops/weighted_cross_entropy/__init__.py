@@ -1,0 +1,235 @@
+"""weighted_cross_entropy: each class counts the inverse of its cluster's size."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+
+from dcfast.ops import _registry, _validate
+from dcfast.ops.weighted_cross_entropy import reference
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def _check_sizes(cluster_sizes: torch.Tensor) -> None:
+    if cluster_sizes.dim() != 1:
+        raise ValueError(f"cluster_sizes has shape {tuple(cluster_sizes.shape)}: expected (k,)")
+    if cluster_sizes.dtype == torch.bool or cluster_sizes.is_complex():
+        raise TypeError(f"cluster_sizes has dtype {cluster_sizes.dtype}: expected integers or floats")
+
+
+def _check(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    cluster_sizes: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> None:
+    _validate.floats(logits, "logits")
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits has shape {tuple(logits.shape)}: expected (N, k) with k >= 1")
+    _validate.integers(target, "target", logits.shape[:1])
+    _validate.same_device(target, "target", logits, "logits")
+    _check_sizes(cluster_sizes)
+    if cluster_sizes.shape != logits.shape[1:]:
+        raise ValueError(
+            f"cluster_sizes has shape {tuple(cluster_sizes.shape)} and logits {tuple(logits.shape)}: expected "
+            "one size per column of logits"
+        )
+    _validate.same_device(cluster_sizes, "cluster_sizes", logits, "logits")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}: expected 0.0 to 1.0")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}: choose one of {_REDUCTIONS}")
+
+
+def _outputs(logits: torch.Tensor, reduction: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every output of the forward op."""
+    n, wide = logits.shape[0], torch.float64 if logits.dtype == torch.float64 else torch.float32
+    loss = (n,) if reduction == "none" else ()
+    return {"loss": (loss, logits.dtype), "statistics": ((2, n), wide), "total_weight": ((), wide)}
+
+
+def _fake(logits: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    outputs = _outputs(logits, arguments[-1])
+    return tuple(logits.new_empty(shape, dtype=dtype) for shape, dtype in outputs.values())
+
+
+def _check_backward(
+    grad: torch.Tensor,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    cluster_sizes: torch.Tensor,
+    statistics: torch.Tensor,
+    total_weight: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> None:
+    _check(logits, target, cluster_sizes, ignore_index, label_smoothing, reduction)
+    outputs = _outputs(logits, reduction)
+    for name, given, (shape, dtype) in (
+        ("grad", grad, outputs["loss"]),
+        ("statistics", statistics, outputs["statistics"]),
+        ("total_weight", total_weight, outputs["total_weight"]),
+    ):
+        _validate.same_device(given, name, logits, "logits")
+        if given.shape != shape or given.dtype != dtype:
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)} and dtype {given.dtype}: expected {shape} and {dtype}"
+            )
+
+
+def _fake_backward(grad: torch.Tensor, logits: torch.Tensor, *_: Any) -> torch.Tensor:
+    return logits.new_empty(logits.shape)
+
+
+# No defaults: the dispatcher would drop arguments that equal them.
+_ARGUMENTS = "int ignore_index, float label_smoothing, str reduction"
+
+_op = _registry.define(
+    "weighted_cross_entropy",
+    f"(Tensor logits, Tensor target, Tensor cluster_sizes, {_ARGUMENTS}) "
+    "-> (Tensor loss, Tensor statistics, Tensor total_weight)",
+    package=__name__,
+    check=_check,
+    fake=_fake,
+    native_cpu=("weighted_cross_entropy",),
+    native_cuda=("weighted_cross_entropy",),
+)
+
+_op_backward = _registry.define(
+    "weighted_cross_entropy_backward",
+    "(Tensor grad, Tensor logits, Tensor target, Tensor cluster_sizes, Tensor statistics, Tensor total_weight, "
+    f"{_ARGUMENTS}) -> Tensor",
+    package=__name__,
+    check=_check_backward,
+    fake=_fake_backward,
+    native_cpu=("weighted_cross_entropy_backward",),
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    logits, target, cluster_sizes, *ctx.arguments = inputs
+    _, statistics, total_weight = output
+    ctx.mark_non_differentiable(statistics, total_weight)
+    ctx.save_for_backward(logits, target, cluster_sizes, statistics, total_weight)
+
+
+def _backward(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    return _op_backward(grad, *ctx.saved_tensors, *ctx.arguments), None, None, None, None, None
+
+
+def _no_double_backward(ctx: Any, grad: torch.Tensor) -> NoReturn:
+    raise RuntimeError(
+        "dcfast.weighted_cross_entropy has no second derivative: use torch.nn.functional.cross_entropy with "
+        "weight=dcfast.ops.inverse_size_weights(cluster_sizes) where one is needed"
+    )
+
+
+torch.library.register_autograd("dcfast::weighted_cross_entropy", _backward, setup_context=_setup_context)
+torch.library.register_autograd("dcfast::weighted_cross_entropy_backward", _no_double_backward)
+
+
+def inverse_size_weights(cluster_sizes: torch.Tensor) -> torch.Tensor:
+    """Weight every cluster with the inverse of its size.
+
+    Parameters
+    ----------
+    cluster_sizes : Tensor of shape (k,)
+        Counts, integers or floats.
+
+    Returns
+    -------
+    Tensor of shape (k,)
+        1 / size, and 0 for an empty cluster; of the dtype of `cluster_sizes` if that is a floating one, else
+        float32. On the device of `cluster_sizes`, with no synchronisation.
+
+    Raises
+    ------
+    TypeError
+        If the sizes are bool or complex.
+    ValueError
+        If `cluster_sizes` is not one-dimensional.
+
+    Examples
+    --------
+    >>> import torch, dcfast
+    >>> dcfast.ops.inverse_size_weights(torch.tensor([4, 0, 1]))
+    tensor([0.2500, 0.0000, 1.0000])
+    """
+    _check_sizes(cluster_sizes)
+    return reference.inverse_size_weights(cluster_sizes)
+
+
+def weighted_cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    cluster_sizes: torch.Tensor,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """Cross-entropy in which each class counts the inverse of its cluster's size.
+
+    With w_j = 1 / cluster_sizes[j] (0 for an empty cluster) the loss is
+
+        sum_i w[y_i] nll_i / sum_i w[y_i],    nll_i = log(sum_j exp(logits_ij)) - logits[i, y_i]
+
+    that is `torch.nn.functional.cross_entropy(logits, target, weight=w, ...)` with the same meaning of every
+    argument. Over a whole data set it is the mean over the clusters of each cluster's mean loss, so minimising it
+    equals sampling uniformly over clusters, as DeepCluster [1]_ does.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (N, k)
+        float32, float64, float16 or bfloat16; sums are taken in float32 at least. Any strides.
+    target : Tensor of shape (N,), int64
+        Classes, 0 to k - 1, or `ignore_index`.
+    cluster_sizes : Tensor of shape (k,)
+        How many points each cluster has: integers or floats, on the device of `logits`. Not differentiated.
+    ignore_index : int, default -100
+        Rows with this target add nothing to the loss, to the sum of the weights or to the gradient.
+    label_smoothing : float, default 0.0
+        Share, 0 to 1, of the target that is spread evenly over all classes (each with its own weight).
+    reduction : {'mean', 'sum', 'none'}
+        'mean' divides by the sum of the targets' weights: NaN where that is 0, as in torch.
+
+    Returns
+    -------
+    Tensor of shape () or, for 'none', (N,)
+        Of the dtype of `logits`. Differentiable once, in `logits`.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is not one of those above.
+    ValueError
+        If shapes or devices do not fit each other, if `label_smoothing` or `reduction` is unknown, or, on the
+        CPU, if a target is out of range. On a GPU that could be seen only by waiting for the device: there the
+        row's loss, and with it the reduced loss, is NaN.
+
+    Notes
+    -----
+    One pass over the logits forward and one backward, O(N k) operations, and O(N + k) memory beside the gradient:
+    no N x k matrix of probabilities. The bits of the result do not depend on the number of threads.
+
+    `torch.ops.dcfast.weighted_cross_entropy` also returns what its backward needs: per row the largest logit and
+    the logarithm of the sum of exp(logit - largest), which are kept apart because their sum, the log-sum-exp,
+    loses digits where logits are large; and the sum of the targets' weights.
+
+    References
+    ----------
+    .. [1] M. Caron, P. Bojanowski, A. Joulin, M. Douze, "Deep clustering for unsupervised learning of visual
+       features", ECCV 2018.
+
+    Examples
+    --------
+    >>> import torch, dcfast
+    >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0]])
+    >>> dcfast.ops.weighted_cross_entropy(logits, torch.tensor([0, 1]), torch.tensor([1, 3]))
+    tensor(0.6269)
+    """
+    return _op(logits, target, cluster_sizes, ignore_index, label_smoothing, reduction)[0]

@@ -1,0 +1,131 @@
+"""Launches csrc/cpu/weighted_cross_entropy.cpp in slices of rows, and csrc/cuda/weighted_cross_entropy.cu."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from dcfast.ops import _native, _validate
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+# Logits of one call: some milliseconds; float16 and bfloat16 slices are widened to 16 MiB.
+_SLICE_ELEMENTS = 2**22
+
+
+def _slices(logits: torch.Tensor, wide: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Ranges of rows and their logits, float32 or float64, with adjacent columns."""
+    n, k = logits.shape
+    step = max(1, _SLICE_ELEMENTS // k)
+    for start in range(0, n, step):
+        rows = slice(start, min(n, start + step))
+        x = logits[rows].to(wide)
+        yield rows, x if x.stride(1) == 1 else x.contiguous()
+
+
+def _wide(logits: torch.Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def weighted_cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    cluster_sizes: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    (n, k), wide = logits.shape, _wide(logits)
+    target, sizes = target.contiguous(), cluster_sizes.to(wide).contiguous()
+    losses = torch.empty(n, dtype=wide, device=logits.device)
+    statistics = torch.empty(2, n, dtype=wide, device=logits.device)
+    if logits.device.type == "cuda":
+        sums = torch.empty(2, dtype=wide, device=logits.device)
+        x = logits if logits.stride(1) == 1 else logits.contiguous()
+        with torch.cuda.device(logits.device):
+            _native.cuda().weighted_cross_entropy(
+                _DTYPES[x.dtype],
+                x.data_ptr(),
+                x.stride(0),
+                target.data_ptr(),
+                sizes.data_ptr(),
+                n,
+                k,
+                ignore_index,
+                label_smoothing,
+                reduction == "mean",
+                losses.data_ptr(),
+                statistics[0].data_ptr(),
+                statistics[1].data_ptr(),
+                sums.data_ptr(),
+                _native.stream(logits.device),
+            )
+        loss = losses if reduction == "none" else sums[0].clone()
+        return loss.to(logits.dtype), statistics, sums[1].clone()
+    _validate.class_indices(target, "target", k, ignore_index)
+    sums = torch.zeros(2, dtype=torch.float64)
+    for rows, x in _slices(logits, wide):
+        _native.cpu().weighted_cross_entropy(
+            _DTYPES[wide],
+            x.data_ptr(),
+            x.stride(0),
+            target[rows].data_ptr(),
+            sizes.data_ptr(),
+            x.shape[0],
+            k,
+            ignore_index,
+            label_smoothing,
+            losses[rows].data_ptr(),
+            statistics[0, rows].data_ptr(),
+            statistics[1, rows].data_ptr(),
+            sums.data_ptr(),
+            _native.threads(),
+        )
+    if reduction == "none":
+        loss = losses
+    else:
+        loss = sums[0] / sums[1] if reduction == "mean" else sums[0].clone()
+    return loss.to(logits.dtype), statistics, sums[1].to(wide, copy=True)
+
+
+def weighted_cross_entropy_backward(
+    grad: torch.Tensor,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    cluster_sizes: torch.Tensor,
+    statistics: torch.Tensor,
+    total_weight: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> torch.Tensor:
+    (n, k), wide = logits.shape, _wide(logits)
+    target, sizes = target.contiguous(), cluster_sizes.to(wide).contiguous()
+    _validate.class_indices(target, "target", k, ignore_index)
+    row_gradients = grad.to(wide)
+    if reduction == "mean":
+        row_gradients = row_gradients / total_weight
+    row_gradients = row_gradients.expand(n)
+    gradient = torch.empty(n, k, dtype=logits.dtype)
+    for rows, x in _slices(logits, wide):
+        out = gradient[rows] if logits.dtype == wide else torch.empty(x.shape, dtype=wide)
+        _native.cpu().weighted_cross_entropy_backward(
+            _DTYPES[wide],
+            x.data_ptr(),
+            x.stride(0),
+            target[rows].data_ptr(),
+            sizes.data_ptr(),
+            x.shape[0],
+            k,
+            ignore_index,
+            label_smoothing,
+            row_gradients[rows].data_ptr(),
+            row_gradients.stride(0),
+            statistics[0, rows].data_ptr(),
+            statistics[1, rows].data_ptr(),
+            out.data_ptr(),
+            _native.threads(),
+        )
+        if logits.dtype != wide:
+            gradient[rows] = out
+    return gradient
