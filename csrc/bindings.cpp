@@ -61,6 +61,14 @@ PYBIND11_MODULE(_C, m) {
     isas.emplace_back(ops->isa);
   }
   m.attr("isas") = isas;
+  m.attr("compiled_isas") = std::vector<std::string>{
+#ifdef DCFAST_HAS_avx512
+      "avx512",
+#endif
+#ifdef DCFAST_HAS_avx2
+      "avx2",
+#endif
+      "baseline"};
 #ifdef DCFAST_HAS_CUDA
   py::module_ cuda = m.def_submodule("cuda");
 #define DCFAST_BIND(op) cuda.def(#op, bind(&dcfast::cuda::op));

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from dcfast import ops
 
-__all__ = ["InverseSizeCrossEntropy"]
+__all__ = ["InverseSizeCrossEntropy", "SobelConv2d"]
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class InverseSizeCrossEntropy(torch.nn.Module):
@@ -57,3 +64,97 @@ class InverseSizeCrossEntropy(torch.nn.Module):
             f"n_clusters={len(self.cluster_sizes)}, ignore_index={self.ignore_index}, "
             f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
         )
+
+
+class SobelConv2d(torch.nn.Module):
+    """A network's first layer on the Sobel gradients of the grey image; see `dcfast.ops.sobel_conv2d`.
+
+    Parameters
+    ----------
+    out_channels : int
+        Number of filters.
+    kernel_size, stride, padding : int or two ints
+        As for `torch.nn.Conv2d`.
+    bias : bool
+        Whether each filter adds a learnt constant.
+    mean, std : sequence of three floats, optional
+        Normalisation of the image, in the units of a float image or of bytes divided by 255; ImageNet's by default.
+        None: 0 and 1, for images that are normalised already.
+    device, dtype
+        Of the parameters. A float image must have their dtype.
+
+    Attributes
+    ----------
+    weight : Parameter of shape (out_channels, 2, kernel height, kernel width)
+        Drawn like that of `torch.nn.Conv2d`.
+    bias : Parameter of shape (out_channels,), or None
+    mean, std : Tensor of shape (3,), or None
+        Buffers that follow the module's device and are no part of its state_dict.
+
+    Raises
+    ------
+    ValueError
+        If a size, `mean` or `std` is not as above.
+
+    Examples
+    --------
+    >>> layer = SobelConv2d(96, 11, stride=4, padding=2)
+    >>> layer(torch.zeros(1, 3, 224, 224, dtype=torch.uint8)).shape
+    torch.Size([1, 96, 55, 55])
+    """
+
+    mean: torch.Tensor | None
+    std: torch.Tensor | None
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        bias: bool = True,
+        mean: Sequence[float] | None = _IMAGENET_MEAN,
+        std: Sequence[float] | None = _IMAGENET_STD,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if out_channels < 1:
+            raise ValueError(f"out_channels is {out_channels}: expected at least 1")
+        self.out_channels = out_channels
+        self.kernel_size = _pair(kernel_size, "kernel_size", 1)
+        self.stride = _pair(stride, "stride", 1)
+        self.padding = _pair(padding, "padding", 0)
+        self.weight = torch.nn.Parameter(torch.empty(out_channels, 2, *self.kernel_size, device=device, dtype=dtype))
+        self.bias = torch.nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None and len(values) != 3:
+                raise ValueError(f"{name} is {values}: expected three values, one per channel")
+            buffer = None if values is None else torch.tensor([float(v) for v in values], device=device)
+            self.register_buffer(name, buffer, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew, uniformly within 1/sqrt(fan-in) as `torch.nn.Conv2d` does."""
+        bound = 1.0 / math.sqrt(2 * self.kernel_size[0] * self.kernel_size[1])
+        torch.nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            torch.nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, out_channels, H', W')."""
+        return ops.sobel_conv2d(image, self.weight, self.bias, self.stride, self.padding, self.mean, self.std)
+
+    def extra_repr(self) -> str:
+        """What `print` shows beside the class."""
+        text = f"{self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        if self.padding != (0, 0):
+            text += f", padding={self.padding}"
+        return text if self.bias is not None else f"{text}, bias=False"
+
+
+def _pair(value: int | Sequence[int], name: str, least: int) -> tuple[int, int]:
+    values = (value, value) if isinstance(value, int) else tuple(value)
+    if len(values) != 2 or min(values) < least:
+        raise ValueError(f"{name} is {value}: expected one or two integers of at least {least}")
+    return values[0], values[1]

@@ -1,9 +1,118 @@
-"""Shared fixtures. The suite runs three times: CPU with native, interpreted Triton, offline compilation (Makefile)."""
+"""Fixtures of all test processes, the count of tests per backend, and the list of reasons for which a test may skip.
+
+The suite runs as three processes: tests/ (CPU), tests/interpreter and tests/offline (see CONTRIBUTING.md).
+"""
+
+import collections
+import os
+import re
 
 import pytest
 import torch
 
 from dcfast import ops
+from dcfast.ops import _registry
+
+# A skip for any other reason fails the run: patterns that the whole reason must match.
+SKIP_REASONS = (
+    r"no CUDA device",
+    r"no nvcc, and the installed build holds no CUDA kernels",
+    r"no build tools",
+    r"no objdump or nm",
+    r"no qemu-x86_64",
+    r"not an x86-64 processor",
+    r"an editable install is under test",
+    r"torch's own arithmetic follows its flush mode",
+)
+
+_tests_per_backend: collections.Counter[str] = collections.Counter()
+_skips: collections.Counter[str] = collections.Counter()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require-backends",
+        default="",
+        help="comma-separated backends (native, reference, triton-interpreter, triton-offline, cuda-offline, gpu): "
+        "the run fails if one of them served no test",
+    )
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name != "test_build.py")  # the first: see there
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _count_skip(report):
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _skips[report.longrepr[2].removeprefix("Skipped: ")] += 1
+
+
+def pytest_runtest_logreport(report):
+    _count_skip(report)
+    if report.when == "call" and report.passed:
+        _tests_per_backend.update(value for name, value in report.user_properties if name == "backend")
+
+
+def pytest_collectreport(report):
+    _count_skip(report)
+
+
+def _complaints(config):
+    required = set(filter(None, config.getoption("--require-backends").split(",")))
+    if required and torch.cuda.is_available():
+        required.add("gpu")
+    missing = sorted(backend for backend in required if not _tests_per_backend[backend])
+    unlisted = [reason for reason in _skips if not any(re.fullmatch(known, reason) for known in SKIP_REASONS)]
+    return [f"no test passed on backend {backend!r}" for backend in missing] + [
+        f"a test was skipped for a reason that tests/conftest.py does not list: {reason!r}" for reason in unlisted
+    ]
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if exitstatus == pytest.ExitCode.OK and not session.config.option.collectonly and _complaints(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.option.collectonly:
+        return
+    terminalreporter.section("tests per backend")
+    for name, count in sorted(_tests_per_backend.items()):
+        terminalreporter.line(f"{name}: {count}")
+    if not torch.cuda.is_available():
+        terminalreporter.line(f"gpu: 0 ({_skips['no CUDA device']} skipped: no CUDA device)")
+    for complaint in _complaints(config):
+        terminalreporter.line(f"ERROR: {complaint}", red=True)
+
+
+@pytest.fixture
+def count_backend(request):
+    """Call it with the name of a backend to count this test as one of that backend's."""
+    seen = {value for name, value in request.node.user_properties if name == "backend"}
+
+    def count(backend):
+        if backend not in seen:
+            seen.add(backend)
+            request.node.user_properties.append(("backend", backend))
+
+    return count
+
+
+@pytest.fixture(autouse=True)
+def _served_backends(monkeypatch, count_backend, request):
+    """Count this test for every backend that serves an op during it."""
+    choose = _registry._backend_for
+
+    def recorded(op, device):
+        backend = choose(op, device)
+        interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+        count_backend("gpu" if device.type == "cuda" else "triton-interpreter" if interpreted else backend)
+        return backend
+
+    monkeypatch.setattr(_registry, "_backend_for", recorded)
 
 
 @pytest.fixture(autouse=True)

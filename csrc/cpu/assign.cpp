@@ -103,15 +103,10 @@ int64_t layout(int64_t k, int64_t d, char* base, Prepared* p) {
   return at;
 }
 
-float round_up(double v) {
-  float f = float(v);
-  return double(f) < v ? nextafterf(f, INFINITY) : f;
-}
+// One place in 2^23 and the smallest normal number are more than what rounding to float32 can take away.
+float round_up(double v) { return float(v + fabs(v) * 0x1p-23 + 0x1p-126); }
 
-float round_down(double v) {
-  float f = float(v);
-  return double(f) > v ? nextafterf(f, -INFINITY) : f;
-}
+float round_down(double v) { return -round_up(-v); }
 
 template <class T>
 bool finite_row(const T* row, int64_t d) {
@@ -265,56 +260,64 @@ float pack_row(const T* x, const Prepared& p, int64_t d, float* packed) {
   return -1.0f;
 }
 
-// L of kRows rows and kPanel centroids, in registers.
-inline __attribute__((always_inline)) void tile(const float* x, int64_t d, const float* panel, const float* norms,
-                                                const float* h, const float* b, Floats out[kRows][2]) {
+// out -= x c' over the elements [start, stop). Not inlined: all registers are for the accumulators here, and the
+// compiler keeps them there only where nothing else asks for one.
+__attribute__((noinline)) void subtract_products(const float* x, int64_t d, const float* panel, int64_t start,
+                                                 int64_t stop, Floats out[kRows][2]) {
   Floats acc[kRows][2];
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
-    Floats norm = broadcast(norms[r]);
-    acc[r][0] = fnmadd(norm, load(b), load(h));
-    acc[r][1] = fnmadd(norm, load(b + kFloats), load(h + kFloats));
+    acc[r][0] = out[r][0];
+    acc[r][1] = out[r][1];
   }
-  for (int64_t start = 0; start < d; start += kSumBlock) {
-    int64_t stop = start + kSumBlock < d ? start + kSumBlock : d;
-    for (int64_t i = start; i < stop; ++i) {
-      Floats c0 = load(panel + i * kPanel), c1 = load(panel + i * kPanel + kFloats);
-#pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) {
-        Floats xi = broadcast(x[r * d + i]);
-        acc[r][0] = fnmadd(xi, c0, acc[r][0]);
-        acc[r][1] = fnmadd(xi, c1, acc[r][1]);
-      }
-    }
+  for (int64_t i = start; i < stop; ++i) {
+    Floats c0 = load(panel + i * kPanel), c1 = load(panel + i * kPanel + kFloats);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      out[r][0] = start == 0 ? acc[r][0] : out[r][0] + acc[r][0];
-      out[r][1] = start == 0 ? acc[r][1] : out[r][1] + acc[r][1];
-      acc[r][0] = acc[r][1] = Floats{};
+      Floats xi = broadcast(x[r * d + i]);
+      acc[r][0] = fnmadd(xi, c0, acc[r][0]);
+      acc[r][1] = fnmadd(xi, c1, acc[r][1]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    out[r][0] = acc[r][0];
+    out[r][1] = acc[r][1];
+  }
+}
+
+// L of kRows rows and kPanel centroids.
+inline __attribute__((always_inline)) void tile(const float* x, int64_t d, const float* panel, const float* norms,
+                                                const float* h, const float* b, Floats out[kRows][2]) {
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    Floats norm = broadcast(norms[r]);
+    out[r][0] = fnmadd(norm, load(b), load(h));
+    out[r][1] = fnmadd(norm, load(b + kFloats), load(h + kFloats));
+  }
+  int64_t first = d < kSumBlock ? d : kSumBlock;
+  subtract_products(x, d, panel, 0, first, out);
+  for (int64_t start = first; start < d; start += kSumBlock) {
+    Floats part[kRows][2] = {};
+    subtract_products(x, d, panel, start, start + kSumBlock < d ? start + kSumBlock : d, part);
+    for (int r = 0; r < kRows; ++r) {
+      out[r][0] += part[r][0];
+      out[r][1] += part[r][1];
     }
   }
 }
 
-// The three lowest bounds of a row so far, and whose the first two are (positions among the live centroids).
+// Per lane, a row's lowest bound so far, which panel it came from (vector by vector), and the second lowest.
 struct Lowest {
-  float first, second, third;
-  int32_t at_first, at_second;
+  Floats first, second;
+  Ints vector;
 };
 
-inline void insert(Lowest* low, float value, int32_t at) {
-  if (value < low->first) {
-    low->third = low->second;
-    low->second = low->first;
-    low->at_second = low->at_first;
-    low->first = value;
-    low->at_first = at;
-  } else if (value < low->second) {
-    low->third = low->second;
-    low->second = value;
-    low->at_second = at;
-  } else if (value < low->third) {
-    low->third = value;
-  }
+inline __attribute__((always_inline)) void update(Lowest* low, Floats value, int32_t vector) {
+  Floats first = low->first;
+  low->second = minimum(low->second, maximum(first, value));
+  low->vector = value < first ? Ints{} + vector : low->vector;
+  low->first = minimum(first, value);
 }
 
 // A row's nearest centroid so far, in D64, the lowest index on ties.
@@ -360,20 +363,23 @@ int64_t scratch_layout(int64_t d, char* base, Scratch* s) {
   return at;
 }
 
-// Pass over every centroid for `groups` tiles of packed rows: the three lowest bounds of each.
+// Pass over every centroid for `groups` tiles of packed rows: the two lowest bounds of each, per lane.
 void scan(const Prepared& p, const Scratch& s, int64_t groups, int64_t panels, int64_t d) {
-  for (int64_t row = 0; row < groups * kRows; ++row) s.low[row] = Lowest{INFINITY, INFINITY, INFINITY, 0, 0};
+  for (int64_t row = 0; row < groups * kRows; ++row) {
+    s.low[row] = Lowest{broadcast(INFINITY), broadcast(INFINITY), Ints{}};
+  }
   for (int64_t panel = 0; panel < panels; ++panel) {
     int64_t at = panel * kPanel;
     for (int64_t group = 0; group < groups; ++group) {
       Floats out[kRows][2];
       int64_t row = group * kRows;
       tile(s.rows + row * d, d, p.packed + at * d, s.norms + row, p.h + at, p.b + at, out);
+#pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
-        Lowest* low = s.low + row + r;
-        if (!any_at_most(out[r][0], out[r][1], broadcast(low->third))) continue;
-        for (int lane = 0; lane < kFloats; ++lane) insert(low, out[r][0][lane], int32_t(at + lane));
-        for (int lane = 0; lane < kFloats; ++lane) insert(low, out[r][1][lane], int32_t(at + kFloats + lane));
+        Lowest low = s.low[row + r];
+        update(&low, out[r][0], int32_t(2 * panel));
+        update(&low, out[r][1], int32_t(2 * panel + 1));
+        s.low[row + r] = low;
       }
     }
   }
@@ -393,7 +399,7 @@ void rescan(const Prepared& p, const Scratch& s, int64_t open, int64_t panels, i
       tile(s.rows + row * d, d, p.packed + at * d, s.norms + row, p.h + at, p.b + at, out);
       for (int r = 0; r < kRows && row + r < open; ++r) {
         float limit = s.limit[row + r];
-        if (!any_at_most(out[r][0], out[r][1], broadcast(limit))) continue;
+        if (!any_at_most(minimum(out[r][0], out[r][1]), broadcast(limit))) continue;
         const T* here = x + s.open[row + r] * row_stride;
         Nearest* best = s.best + row + r;
         int candidates[kPanel], count = 0;
@@ -434,21 +440,27 @@ void assign_block(const T* x, int64_t row_stride, int64_t n, int64_t d, const T*
     const Lowest& low = s.low[row];
     float limit = INFINITY;
     if (s.norms[row] >= 0.0f) {
-      double norm = s.norms[row], reach = norm + double(p.norm[low.at_first]);
-      double t = double(low.first) +
-                 (2.0 * (double(p.a[low.at_first]) + norm * double(p.b[low.at_first])) + rho * reach * reach) *
-                     (1.0 + 0x1p-20) +
+      int nearest = 0;
+      for (int lane = 1; lane < kFloats; ++lane) nearest = low.first[lane] < low.first[nearest] ? lane : nearest;
+      const int64_t one = int64_t(low.vector[nearest]) * kFloats + nearest;
+      double norm = s.norms[row], reach = norm + double(p.norm[one]);
+      double t = double(low.first[nearest]) +
+                 (2.0 * (double(p.a[one]) + norm * double(p.b[one])) + rho * reach * reach) * (1.0 + 0x1p-20) +
                  *p.slack;
       limit = round_up(t + fabs(t) * 0x1p-50);
-      if (low.second > limit) {
-        labels[row] = p.index[low.at_first];
-        continue;
-      }
-      if (low.third > limit) {
-        ++*rechecked;
+      // Complete unless a lane hides a second candidate behind its first.
+      if (!any_at_most(low.second, broadcast(limit))) {
         Nearest best = {0.0, -1};
-        for (int n = 0; n < 2; ++n) {
-          int64_t index = p.index[n == 0 ? low.at_first : low.at_second];
+        int candidates = 0;
+        for (int lane = 0; lane < kFloats; ++lane) candidates += low.first[lane] <= limit;
+        if (candidates == 1) {
+          labels[row] = p.index[one];
+          continue;
+        }
+        ++*rechecked;
+        for (int lane = 0; lane < kFloats; ++lane) {
+          if (!(low.first[lane] <= limit)) continue;
+          int64_t index = p.index[int64_t(low.vector[lane]) * kFloats + lane];
           consider(&best, d64(here, centroids + index * d, d), index);
         }
         labels[row] = best.index;

@@ -1,10 +1,20 @@
-"""What the Triton backends share: how a kernel is described for compilation without a GPU."""
+"""What the Triton backends share: descriptions for compilation without a GPU, launches, exact widening."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+# Programs per multiprocessor of a kernel that walks a list whose length only the device knows.
+_PROGRAMS_PER_SM = 8
+# The interpreter runs programs one after the other: two suffice to walk a list with a stride.
+_INTERPRETED_PROGRAMS = 2
 
 
 @dataclass(frozen=True)
@@ -45,3 +55,84 @@ class CompileCase:
     divisible: tuple[str, ...] = ()
     expect: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     forbid: tuple[str, ...] = ()
+
+
+def device_of(x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Make the device of `x` current: Triton launches on the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def persistent_programs(x: torch.Tensor, most: int) -> int:
+    """Programs of a kernel that loops over a list on the device, at most `most` (and at least 1)."""
+    if x.is_cuda:
+        limit = _PROGRAMS_PER_SM * torch.cuda.get_device_properties(x.device).multi_processor_count
+    else:
+        limit = _INTERPRETED_PROGRAMS
+    return max(1, min(most, limit))
+
+
+def block(size: int, smallest: int, largest: int) -> int:
+    """The power of two that holds `size`, within the two limits (powers of two themselves)."""
+    return min(largest, max(smallest, triton.next_power_of_2(size)))
+
+
+@triton.jit
+def widen(v):
+    """float16, bfloat16, float32 or float64 to float64, exactly."""
+    if v.dtype == tl.float64:
+        return v
+    # By way of float32: the interpreter does not convert bfloat16 to anything else.
+    return v.to(tl.float32).to(tl.float64)
+
+
+@triton.jit
+def power_of_two(n):
+    """2^n in double, by its bits, for int64 n in [-1022, 1023]."""
+    return ((n + 1023) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def round_words(words_ptr, stride, n_words, unit, mask, DIGIT: tl.constexpr):
+    """RN64 of the sum over w of word[w] 2^(unit + DIGIT w), signed words that need not be carried.
+
+    One number for every element of `words_ptr`, its words `stride` apart. Two passes over the words, both carrying
+    from the lowest: the first finds the sign, the second runs over the words of |S| and keeps the three digits
+    from the highest that is not zero, and whether anything lies below them.
+    """
+    zero = unit * 0
+    digit_mask = (zero + 1 << DIGIT) - 1
+    carry, value = zero, zero
+    for w in range(0, n_words):
+        value = tl.load(words_ptr + (zero + w) * stride, mask=mask, other=0) + carry
+        carry = value >> DIGIT
+    sign = tl.where(value < 0, -1, 1).to(tl.int64)
+    carry, last, last_but_one = zero, zero, zero
+    d0, d1, d2, top = zero, zero, zero, zero
+    passed, below = zero, zero
+    for w in range(0, n_words):
+        value = sign * tl.load(words_ptr + (zero + w) * stride, mask=mask, other=0) + carry
+        carry = value >> DIGIT
+        digit = tl.where(w + 1 < n_words, value & digit_mask, value)
+        leads = digit != 0
+        d0 = tl.where(leads, digit, d0)
+        d1 = tl.where(leads, last, d1)
+        d2 = tl.where(leads, last_but_one, d2)
+        top = tl.where(leads, w, top)
+        below = tl.where(leads, passed, below)
+        passed = passed | last_but_one
+        last_but_one = last
+        last = digit
+    # The leading 62 bits as one integer whose lowest bit also says whether anything lies below: its conversion
+    # rounds to nearest even, once. (The length may come out one too long, which leaves 61 bits.)
+    length = (d0.to(tl.float64).to(tl.int64, bitcast=True) >> 52) - 1022
+    shift = tl.minimum(tl.maximum(62 - length, 0), 61)
+    near = tl.minimum(shift, DIGIT)
+    far = shift - near
+    rest1 = -near + DIGIT
+    rest2 = -far + DIGIT
+    leading = (d0 << shift) | ((d1 >> rest1) << far) | tl.where(far > 0, d2 >> rest2, 0)
+    rest = (d1 & ((zero + 1 << rest1) - 1)) | tl.where(far > 0, d2 & ((zero + 1 << rest2) - 1), d2) | below
+    leading = leading | tl.where(rest != 0, 1, 0).to(tl.int64)
+    exponent = unit + top * DIGIT - shift
+    half = exponent >> 1
+    return (sign * leading).to(tl.float64) * power_of_two(half) * power_of_two(exponent - half)

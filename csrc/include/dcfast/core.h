@@ -59,6 +59,45 @@ typedef int dcfast_cpu_exact_sum_round_fn(int64_t* words, int n_threads, double*
 typedef int dcfast_cpu_split_empty_fn(int dtype, void* centroids, int64_t* counts, int64_t k, int64_t d, int64_t seed,
                                       int64_t iteration);
 
+// ---- sobel_conv2d: normalised grey image, Sobel, convolution ----------------------------------------------
+// The sizes of one call, 16 consecutive int64.
+struct dcfast_sobel_conv2d_sizes {
+  int64_t images, height, width, filters, kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, out_h, out_w;
+  int64_t image_stride[4];  // in elements, of image, channel, row, column
+};
+
+enum dcfast_sobel_conv2d_pass {
+  DCFAST_SOBEL_FORWARD = 0,
+  DCFAST_SOBEL_BACKWARD_WEIGHT = 1,
+  DCFAST_SOBEL_BACKWARD_IMAGE = 2,
+};
+
+// What a pass needs: plan[0] units of work (bands of images), plan[1] bytes of packed weights, plan[2] bytes
+// of scratch per thread, plan[3] padded filters and plan[4] padded columns of a partial sum of the weight
+// pass.
+typedef int dcfast_cpu_sobel_conv2d_plan_fn(int pass, int dtype, const dcfast_sobel_conv2d_sizes* sizes, int64_t* plan);
+// Pack the weights (filters, 2, kernel_h, kernel_w) for the forward or the image pass.
+typedef int dcfast_cpu_sobel_conv2d_pack_fn(int pass, int dtype, const dcfast_sobel_conv2d_sizes* sizes,
+                                            const void* weight, void* packed);
+// Units [start, stop) of the output (images, filters, out_h, out_w). fold holds what a channel is multiplied
+// by and what is added to their sum to give grey; bias may be null.
+typedef int dcfast_cpu_sobel_conv2d_fn(int dtype, int image_dtype, const dcfast_sobel_conv2d_sizes* sizes,
+                                       const void* image, const double* fold, const void* packed, const void* bias,
+                                       void* scratch, void* output, int64_t start, int64_t stop, int n_threads);
+// Adds units [start, stop) to total (plan[3] x plan[4] doubles): column k < 2 kernel_h kernel_w is the
+// gradient of weight k, the column after them that of the bias. partial holds stop - start such matrices of
+// the dtype, summed in the order of the units.
+typedef int dcfast_cpu_sobel_conv2d_backward_weight_fn(int dtype, int image_dtype,
+                                                       const dcfast_sobel_conv2d_sizes* sizes, const void* image,
+                                                       const double* fold, const void* grad, void* scratch,
+                                                       void* partial, double* total, int64_t start, int64_t stop,
+                                                       int n_threads);
+// Units [start, stop) of the image's gradient (images, 3, height, width).
+typedef int dcfast_cpu_sobel_conv2d_backward_image_fn(int dtype, const dcfast_sobel_conv2d_sizes* sizes,
+                                                      const void* grad, const double* fold, const void* packed,
+                                                      void* scratch, void* grad_image, int64_t start, int64_t stop,
+                                                      int n_threads);
+
 // ---- weighted_cross_entropy: the weight of a class is 1 / its size -----------------------------------------------
 // logits are n rows of k; sizes (k), losses, maxima and log_sums (n each) are float32 for float32, float16 and
 // bfloat16 logits (the CPU functions take the first only) and float64 for float64 ones. losses are the weighted
@@ -84,18 +123,23 @@ typedef int dcfast_cuda_weighted_cross_entropy_fn(int dtype, const void* logits,
 
 // An op is one line here and one function of that name in csrc/cpu (or csrc/cuda): dispatch.cpp and
 // bindings.cpp are generated from these lists.
-#define DCFAST_CPU_OPS(X)   \
-  X(assign_workspace)       \
-  X(assign_prepare)         \
-  X(assign_scratch)         \
-  X(assign)                 \
-  X(accumulate)             \
-  X(means)                  \
-  X(point_distances)        \
-  X(exact_sum_add)          \
-  X(exact_sum_round)        \
-  X(split_empty)            \
-  X(weighted_cross_entropy) \
+#define DCFAST_CPU_OPS(X)         \
+  X(assign_workspace)             \
+  X(assign_prepare)               \
+  X(assign_scratch)               \
+  X(assign)                       \
+  X(accumulate)                   \
+  X(means)                        \
+  X(point_distances)              \
+  X(exact_sum_add)                \
+  X(exact_sum_round)              \
+  X(split_empty)                  \
+  X(sobel_conv2d_plan)            \
+  X(sobel_conv2d_pack)            \
+  X(sobel_conv2d)                 \
+  X(sobel_conv2d_backward_weight) \
+  X(sobel_conv2d_backward_image)  \
+  X(weighted_cross_entropy)       \
   X(weighted_cross_entropy_backward)
 
 #define DCFAST_CUDA_OPS(X) X(weighted_cross_entropy)

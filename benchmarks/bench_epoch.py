@@ -1,0 +1,117 @@
+"""A whole DeepCluster epoch (features, clustering, training) against the same loop from eager parts.
+
+The peer uses the same batches, network, PCA size, k and iterations: torch convolutions for grey, Sobel and conv1,
+scikit-learn's PCA, faiss's k-means and torch's weighted cross-entropy.
+"""
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from dcfast.deepcluster.config import TrainConfig
+from dcfast.deepcluster.crops import CentreCrops, RandomCrops, batches
+from dcfast.deepcluster.data import check_images, open_source
+from dcfast.deepcluster.models import SmallConvNet, build_top_layer
+from dcfast.deepcluster.progress import Display
+from dcfast.deepcluster.stages import cluster_features, extract_features, train_epoch
+from sklearn.decomposition import PCA
+from torch import nn
+
+N_IMAGES = 4_000
+
+
+class Noise(torch.utils.data.Dataset):
+    """Smooth random images of 32 pixels: timing does not ask what they show."""
+
+    def __len__(self):
+        return N_IMAGES
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        coarse = torch.rand(1, 3, 8, 8, generator=generator)
+        return nn.functional.interpolate(coarse, size=32, mode="bilinear")[0].mul(255).byte()
+
+
+class EagerSobelConv(nn.Module):
+    """The three steps one after the other, each a torch op with its own output in memory."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(fused.weight.detach().clone()), nn.Parameter(fused.bias.detach().clone())
+        self.padding = fused.padding
+        sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
+        self.register_buffer("sobel", torch.stack([sobel, sobel.T])[:, None])
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None])
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
+
+    def forward(self, images):
+        grey = ((images.float() / 255 - self.mean) / self.std).mean(1, keepdim=True)
+        edges = nn.functional.conv2d(grey, self.sobel, padding=1)
+        return nn.functional.conv2d(edges, self.weight, self.bias, padding=self.padding)
+
+
+@pytest.mark.parametrize("balance", ["sampler", "loss"])
+def test_epoch(compare, balance):
+    options = {"n_clusters": 100, "pca": 128, "epochs": 1, "arch": "small", "balance": balance}
+    data = check_images(open_source(Noise()), None, 0, 0)
+    config = TrainConfig(**options).resolve(len(data), data.side, "dataset")
+    data.image_size = config.image_size
+    quality = {}
+
+    def network():
+        torch.manual_seed(0)
+        model = SmallConvNet(config.image_size).to(memory_format=torch.channels_last)
+        return model, build_top_layer(model.feature_dim, config.n_clusters)
+
+    def optimizers(model, top):
+        sgd = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+        return sgd, torch.optim.SGD(top.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+
+    display = Display(_silent())
+    order = np.random.default_rng(0).permutation(len(data))
+
+    def ours():
+        model, top = network()
+        clustering = cluster_features(extract_features(model, data, config, display), config, 0, display)
+        both = optimizers(model, top)
+        loss = train_epoch(model, top, both, data, clustering.assignments, order, config, 0, display)
+        quality["dcfast"] = f"objective {clustering.objective:.4f}, loss {loss:.3f}"
+
+    def eager():
+        model, top = network()
+        model.features[0] = EagerSobelConv(model.features[0])
+        model.eval()
+        with torch.inference_mode():
+            crops = batches(CentreCrops(data, config.batch_size), 0, torch.device("cpu"))
+            features = torch.cat([model.forward_features(images) for images in crops]).numpy()
+        points = PCA(config.pca, whiten=True).fit_transform(features).astype(np.float32)
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+        kmeans = faiss.Kmeans(config.pca, config.n_clusters, niter=20, max_points_per_centroid=len(points))
+        kmeans.train(points)
+        distances, labels = kmeans.index.search(points, 1)
+        labels = torch.from_numpy(labels[:, 0])
+        weight = torch.bincount(labels, minlength=config.n_clusters).clamp(min=1).float().reciprocal()
+        loss_of = nn.CrossEntropyLoss(weight if balance == "loss" else None)
+        both = optimizers(model, top)
+        model.train()
+        crops = RandomCrops(data, order, config.batch_size, seed=0, epoch=0, min_crop=config.min_crop, flip=True)
+        targets, total, done = labels[torch.from_numpy(order)], 0.0, 0
+        for images in batches(crops, 0, torch.device("cpu")):
+            loss = loss_of(top(model(images)), targets[done : done + len(images)])
+            for optimizer in both:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in both:
+                optimizer.step()
+            total, done = total + loss.item() * len(images), done + len(images)
+        quality["eager"] = f"objective {distances.mean():.4f}, loss {total / done:.3f}"
+
+    compare(ours, {"eager": eager}, quality=quality)
+
+
+def _silent():
+    import io
+
+    from rich.console import Console
+
+    return Console(file=io.StringIO())

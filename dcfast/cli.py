@@ -1,0 +1,125 @@
+"""The command line: ``dcfast train``, ``dcfast probe``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Exact, reproducible k-means and DeepCluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# Options that a resumed run may be given anew: they change how far or how fast it goes, not what it computes.
+_RESUMABLE = frozenset({"resume", "epochs", "workers"})
+
+
+@app.callback()
+def _commands() -> None:
+    """Keep sub-commands even where there is only one."""
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    data: Annotated[
+        str | None, typer.Argument(help="'digits', or a folder of images (one sub-folder per class, or flat).")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Run directory to make.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run directory to go on with.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
+    arch: Annotated[str | None, typer.Option(help="alexnet, vgg16 or small; by image size.")] = None,
+    sobel: Annotated[bool, typer.Option(help="Look at Sobel gradients, or at colours.")] = True,
+    image_size: Annotated[int | None, typer.Option(help="Side of the crops: 16 for digits, 32 for small, else 224.")] = None,
+    n_clusters: Annotated[int | None, typer.Option(help="k; one cluster per 50 images.")] = None,
+    pca: Annotated[int, typer.Option(help="Principal components that k-means sees.")] = 256,
+    kmeans_iterations: Annotated[int, typer.Option(help="Lloyd iterations per clustering.")] = 20,
+    reassign: Annotated[int, typer.Option(help="Epochs from one clustering to the next.")] = 1,
+    balance: Annotated[str, typer.Option(help="sampler, loss or none: how large clusters are held back.")] = "sampler",
+    epochs: Annotated[int | None, typer.Option(help="20 for digits, 30 for small, else 500.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step: 64 for digits, else 256.")] = None,
+    lr: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.05,
+    momentum: Annotated[float, typer.Option(help="Momentum of the network's SGD.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of SGD.")] = 1e-5,
+    dropout: Annotated[float, typer.Option(help="Of the fully connected layers.")] = 0.5,
+    min_crop: Annotated[float | None, typer.Option(help="Smallest share of an image that a crop shows.")] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror every other crop; off for digits.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use this many images, chosen with the seed.")] = None,
+    seed: Annotated[int, typer.Option(help="Key of every random draw.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; what torch chooses.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode images.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Train a network by DeepCluster, or go on with a run that was interrupted."""
+    if resume is not None:
+        given = [
+            name
+            for name in context.params
+            if name not in _RESUMABLE and _was_given(context, name)
+        ]
+        if given:
+            _fail(f"--resume takes {given[0].replace('_', '-')} from the run: give only --epochs or --workers with it")
+    elif data is None:
+        _fail("give 'digits' or a folder of images, or --resume RUN")
+    elif output is None:
+        _fail("give --output RUN, the directory to write the run to")
+    where = resume or output
+    with _clean_errors(f"interrupted; go on with: dcfast train --resume {where}"):
+        # Importing torch takes a second, which --help and mistakes should not have to wait for.
+        from dcfast.deepcluster import trainer as deepcluster
+        from dcfast.deepcluster.config import TrainConfig
+
+        if resume is not None:
+            run = deepcluster.resume(resume, epochs=epochs, workers=workers)
+        else:
+            assert data is not None and output is not None
+            options: dict[str, Any] = {
+                name: value
+                for name, value in context.params.items()
+                if name not in {"data", "output", "resume", "overwrite"}
+            }
+            run = deepcluster.start(data, output, TrainConfig(**options), overwrite=overwrite)
+        run.fit()
+        run.summary()
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _fail(message: str, status: int = 2) -> None:
+    Console(stderr=True).print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(status)
+
+
+@contextmanager
+def _clean_errors(interrupted: str) -> Iterator[None]:
+    """Turn what a user can put right into one line, and Ctrl-C into how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail(interrupted, 130)
+    except FloatingPointError as error:
+        _fail(str(error), 1)
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        _fail(str(error))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

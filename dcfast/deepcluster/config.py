@@ -1,0 +1,185 @@
+"""The options of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dcfast.deepcluster.keyed import MAX_SEED
+
+__all__ = ["ARCHITECTURES", "BALANCES", "TrainConfig"]
+
+ARCHITECTURES = ("alexnet", "vgg16", "small")
+BALANCES = ("sampler", "loss", "none")
+
+_SMALL_IMAGES = 64  # up to this many pixels a side the small network and its gentler crops are the default
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every option of a DeepCluster run.
+
+    ``None`` means "choose for this data"; `resolve` fills such values in once the data is known, and only resolved
+    options are stored with a run.
+
+    Attributes
+    ----------
+    arch : {'alexnet', 'vgg16', 'small'} or None
+        The network. By default the small one up to 64 pixels a side, AlexNet above.
+    sobel : bool
+        Feed the network Sobel gradients, as published, instead of colours.
+    image_size : int or None
+        Side of the square crops in pixels: 16 for digits, else 32 for the small network and 224 for the others.
+    n_clusters : int or None
+        k. By default one cluster per 50 images, at least 10 and at most the published 10,000.
+    pca : int
+        Principal components kept for k-means; clipped to what the data can give.
+    kmeans_iterations : int
+        Lloyd iterations per clustering.
+    reassign : int
+        Epochs from one clustering to the next.
+    balance : {'sampler', 'loss', 'none'}
+        Draw uniformly over clusters, weigh the loss by the inverse cluster size, or neither.
+    epochs, batch_size : int
+        Length of training, and images per step.
+    lr, momentum, weight_decay : float
+        Of SGD. The top layer has an optimizer of its own, without momentum.
+    dropout : float
+        Of the fully connected layers.
+    min_crop : float or None
+        Smallest share of an image's area that a training crop covers.
+    flip : bool or None
+        Mirror every other training crop. Off by default for digits only.
+    limit : int or None
+        Use this many images, chosen with the seed, of a larger data set.
+    seed : int
+        Key of every random draw.
+    threads : int or None
+        CPU threads; by default what torch is set to.
+    workers : int or None
+        Processes that decode images, 0 for none; results do not depend on it.
+    device : str
+        'auto' (a GPU where there is one), 'cpu' or 'cuda'.
+    """
+
+    arch: str | None = None
+    sobel: bool = True
+    image_size: int | None = None
+    n_clusters: int | None = None
+    pca: int = 256
+    kmeans_iterations: int = 20
+    reassign: int = 1
+    balance: str = "sampler"
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    dropout: float = 0.5
+    min_crop: float | None = None
+    flip: bool | None = None
+    limit: int | None = None
+    seed: int = 0
+    threads: int | None = None
+    workers: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("arch", self.arch, (None, *ARCHITECTURES))
+        _one_of("balance", self.balance, BALANCES)
+        for name in ("pca", "kmeans_iterations", "reassign"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("epochs", "batch_size", "limit", "threads"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("n_clusters", self.n_clusters, 2)
+        _at_least("workers", self.workers, 0)
+        for name in ("lr", "momentum", "weight_decay"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be a finite number, 0 or more, got {value}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        if self.min_crop is not None and not 0 < self.min_crop <= 1:
+            raise ValueError(f"min_crop must be above 0 and at most 1, got {self.min_crop}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed must be between 0 and {MAX_SEED}, got {self.seed}")
+
+    def resolve(self, n_images: int, image_side: int, kind: str) -> TrainConfig:
+        """Fill in every option left open.
+
+        Parameters
+        ----------
+        n_images : int
+            Usable images.
+        image_side : int
+            Typical shorter side of the images in pixels.
+        kind : {'digits', 'folder', 'dataset'}
+            Where the images come from.
+
+        Returns
+        -------
+        TrainConfig
+            With no ``None`` but in ``limit``.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer images than clusters, or a GPU is asked for and there is none.
+        """
+        digits = kind == "digits"
+        size = self.image_size
+        arch = self.arch or ("small" if (size or image_side) <= _SMALL_IMAGES else "alexnet")
+        small = arch == "small"
+        default_size = 224 if not small else 16 if digits else 32
+        n_clusters = self.n_clusters or (100 if digits else max(10, min(10_000, n_images // 50)))
+        if n_images < n_clusters:
+            raise ValueError(
+                f"n_clusters={n_clusters} needs at least as many images, got {n_images}: "
+                "lower --n-clusters or add images"
+            )
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={device!r}, but torch sees no GPU: use --device cpu")
+        return dataclasses.replace(
+            self,
+            arch=arch,
+            image_size=size or default_size,
+            n_clusters=n_clusters,
+            epochs=self.epochs or (20 if digits else 30 if small else 500),
+            batch_size=self.batch_size or (64 if digits else 256),
+            min_crop=self.min_crop or (0.7 if digits else 0.3 if small else 0.08),
+            flip=(not digits) if self.flip is None else self.flip,
+            threads=self.threads or torch.get_num_threads(),
+            workers=(0 if small else 2) if self.workers is None else self.workers,
+            device=device,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as a plain dictionary, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, options: dict[str, Any]) -> TrainConfig:
+        """Rebuild what `to_dict` returned; an unknown option raises ValueError."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(options) - names)
+        if unknown:
+            raise ValueError(f"unknown option {unknown[0]!r}; the options are {', '.join(sorted(names))}")
+        return cls(**options)
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        choices = ", ".join(repr(choice) for choice in allowed if choice is not None)
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -1,0 +1,163 @@
+"""Crops of images, and the batches of them that the network sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dcfast.deepcluster.keyed import Stream, uniform_rows
+
+if TYPE_CHECKING:
+    from dcfast.deepcluster.data import ImageData
+
+__all__ = ["CentreCrops", "RandomCrops", "batches", "centre_box", "random_box", "resized"]
+
+Box = tuple[float, float, float, float]
+
+_ATTEMPTS = 10  # before a random crop falls back to the centre
+_DRAWS = 2 * _ATTEMPTS + 4  # per image: area and shape per attempt, two offsets, the flip, one spare
+_RATIO = math.log(4 / 3)  # the logarithm of a crop's most extreme width over height
+_PUBLISHED_SHARE = 224 / 256  # images were resized to 256 pixels and cropped to 224
+_WHOLE_BELOW = 64  # crops of small images keep all of the shorter side: there is nothing to spare
+
+
+def centre_box(size: tuple[int, int], crop: int, *, whole: bool = False) -> Box:
+    """Return the (left, top, right, bottom) of the central square of an image.
+
+    Its side is 7/8 of the shorter side, as published for 224 of 256 pixels, or all of it with ``whole`` and for crops
+    of up to 64 pixels.
+    """
+    width, height = size
+    side = min(width, height) * (1.0 if whole or crop <= _WHOLE_BELOW else _PUBLISHED_SHARE)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def random_box(size: tuple[int, int], draws: np.ndarray, min_area: float) -> Box:
+    """Choose the crop of a training image.
+
+    The area is uniform in [min_area, 1] of the image's and the logarithm of width / height uniform in
+    [log 3/4, log 4/3]; what does not fit is drawn again, ten times at most, and then the largest centred box of an
+    allowed shape is taken (Szegedy et al. 2015, the usual "random resized crop").
+
+    Parameters
+    ----------
+    size : (int, int)
+        Width and height of the image.
+    draws : ndarray of 22 or more uniforms
+        What to decide with.
+    min_area : float
+        Smallest share of the image's area.
+
+    Returns
+    -------
+    (left, top, right, bottom)
+        In pixels, with fractions.
+    """
+    width, height = size
+    for attempt in range(_ATTEMPTS):
+        area = width * height * (min_area + (1 - min_area) * draws[2 * attempt])
+        ratio = math.exp(_RATIO * (2 * draws[2 * attempt + 1] - 1))
+        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if w <= width and h <= height:
+            left, top = (width - w) * draws[-4], (height - h) * draws[-3]
+            return left, top, left + w, top + h
+    w, h = min(width, height * 4 / 3), min(height, width * 4 / 3)
+    left, top = (width - w) / 2, (height - h) / 2
+    return left, top, left + w, top + h
+
+
+def resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
+    """Cut ``box`` out of an RGB image and scale it with antialiasing to (size, size, 3) uint8."""
+    # Sums of rounded offsets may leave the image by an ulp, which Pillow refuses.
+    left, top, right, bottom = box
+    box = (max(left, 0.0), max(top, 0.0), min(right, float(image.width)), min(bottom, float(image.height)))
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+class CentreCrops(torch.utils.data.Dataset[Tensor]):
+    """Item b is the b-th batch of centre crops, uint8 (batch, 3, S, S) in channels-last memory."""
+
+    def __init__(self, data: ImageData, batch_size: int) -> None:
+        self._data, self._batch_size = data, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._data) // self._batch_size)
+
+    def __getitem__(self, number: int) -> Tensor:
+        first = number * self._batch_size
+        members = range(first, min(first + self._batch_size, len(self._data)))
+        return torch.stack([self._data.eval_image(index).permute(1, 2, 0) for index in members]).permute(0, 3, 1, 2)
+
+
+class RandomCrops(torch.utils.data.Dataset[Tensor]):
+    """Item b is the b-th batch of an epoch's training crops, uint8 (batch, 3, S, S) in channels-last memory.
+
+    The crop and the flip of an image are drawn for its position in the epoch, so that it does not matter which process
+    makes the batch, nor when.
+
+    Parameters
+    ----------
+    data : ImageData
+        The images.
+    order : ndarray of int64
+        The epoch's images, in the order of training.
+    batch_size : int
+        Images per batch.
+    seed, epoch : int
+        The key of the draws.
+    min_crop : float
+        Smallest share of an image's area.
+    flip : bool
+        Mirror every other crop.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        order: np.ndarray,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        min_crop: float,
+        flip: bool,
+    ) -> None:
+        self._data, self._order, self._batch_size = data, order, batch_size
+        self._seed, self._epoch, self._min_crop, self._flip = seed, epoch, min_crop, flip
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self._batch_size)
+
+    def __getitem__(self, number: int) -> Tensor:
+        first = number * self._batch_size
+        members = self._order[first : first + self._batch_size]
+        draws = uniform_rows(self._seed, Stream.CROP, self._epoch, first, len(members), _DRAWS)
+        size = self._data.image_size
+        pixels = np.empty((len(members), size, size, 3), dtype=np.uint8)
+        for slot, (index, row) in enumerate(zip(members, draws, strict=True)):
+            image = self._data.image(index)
+            crop = resized(image, random_box(image.size, row, self._min_crop), size)
+            pixels[slot] = crop[:, ::-1] if self._flip and row[-2] < 0.5 else crop
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def batches(crops: CentreCrops | RandomCrops, workers: int, device: torch.device) -> Iterator[Tensor]:
+    """Yield the batches in order, on ``device``, made by ``workers`` processes (0: by this one)."""
+    on_gpu = device.type == "cuda"
+    loader = torch.utils.data.DataLoader(
+        crops,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=on_gpu,
+        # The loader numbers its workers' generators with a draw; nothing here reads them, and the caller's stay put.
+        generator=torch.Generator(),
+    )
+    for images in loader:
+        yield images.to(device, non_blocking=on_gpu)

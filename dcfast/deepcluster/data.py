@@ -1,0 +1,379 @@
+"""Where images come from: the embedded digits, a folder, any torch Dataset; and the check that all of them decode."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from dcfast.deepcluster.crops import centre_box, resized
+from dcfast.deepcluster.keyed import Stream, generator
+
+__all__ = [
+    "DatasetSource",
+    "DigitsSource",
+    "FolderSource",
+    "ImageData",
+    "Source",
+    "check_images",
+    "describe_source",
+    "open_source",
+]
+
+EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+NO_LABEL = -1
+
+# What Pillow raises for files that are truncated, mislabelled, hostile or no images at all.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+class Source(Protocol):
+    """A numbered collection of images, before anybody has looked whether they decode.
+
+    ``item(i)`` returns the RGB image and its label, -1 where it has none; it raises one of `DECODE_ERRORS` for an
+    image that cannot be read.
+    """
+
+    kind: str
+    location: str
+    names: Sequence[str]
+    class_names: list[str]
+
+    def item(self, index: int) -> tuple[Image.Image, int]: ...
+
+
+class DigitsSource:
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, embedded in its package."""
+
+    kind = "digits"
+    location = "digits"
+
+    def __init__(self) -> None:
+        bunch = load_digits()
+        self._pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+        self._labels = bunch.target
+        self.names: Sequence[str] = [f"digit-{index:04d}" for index in range(len(self._pixels))]
+        self.class_names = [str(name) for name in bunch.target_names]
+
+    def item(self, index: int) -> tuple[Image.Image, int]:
+        """Return image ``index`` and the digit that it shows."""
+        return Image.fromarray(self._pixels[index]).convert("RGB"), int(self._labels[index])
+
+
+class FolderSource:
+    """The images under a folder, sorted by name.
+
+    One sub-folder per class gives labels (the layout of torchvision's ImageFolder); images that lie in the folder
+    itself make it flat, and have none. Labels are only ever reported.
+
+    Parameters
+    ----------
+    root : str or path
+        The folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist or holds no image.
+    NotADirectoryError
+        If it is a file.
+    """
+
+    kind = "folder"
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self._root = Path(root).expanduser().resolve()
+        self.location = str(self._root)
+        if not self._root.exists():
+            raise FileNotFoundError(f"no folder {self._root}: give a folder of images, or 'digits'")
+        if not self._root.is_dir():
+            raise NotADirectoryError(f"{self._root} is a file: give the folder that holds the images")
+        self.names: Sequence[str] = sorted(self._find())
+        if not self.names:
+            raise FileNotFoundError(f"no images in {self._root}: looked for {', '.join(sorted(EXTENSIONS))}")
+        flat = any("/" not in name for name in self.names)
+        classes = [] if flat else sorted({name.split("/", 1)[0] for name in self.names})
+        self.class_names: list[str] = classes
+        self._class_index = {name: index for index, name in enumerate(classes)}
+
+    def _find(self) -> list[str]:
+        found = []
+        for folder, folders, files in os.walk(self._root, followlinks=True):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            parent = Path(folder).relative_to(self._root)
+            for name in files:
+                if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+                    found.append((parent / name).as_posix())
+        return found
+
+    def item(self, index: int) -> tuple[Image.Image, int]:
+        """Decode image ``index``."""
+        name = self.names[index]
+        label = self._class_index[name.split("/", 1)[0]] if self._class_index else NO_LABEL
+        with warnings.catch_warnings():
+            # Pillow warns of odd metadata in files that it reads well; what it cannot read, it raises for.
+            warnings.simplefilter("ignore")
+            with Image.open(self._root / name) as image:
+                return _to_rgb(image), label
+
+
+class DatasetSource:
+    """A torch Dataset that yields an image, or an image and its label.
+
+    An image is a PIL image, a uint8 array (H, W), (H, W, 1) or (H, W, 3), or a tensor (C, H, W) with one or three
+    channels, uint8 or floating in 0..1. Labels are integers; negative ones mean "unknown".
+    """
+
+    kind = "dataset"
+
+    def __init__(self, dataset: torch.utils.data.Dataset[Any]) -> None:
+        try:
+            self._length = len(dataset)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(
+                f"dataset must have a length and be indexed, got {type(dataset).__name__}: "
+                "wrap an iterable data set in a list first"
+            ) from None
+        if not self._length:
+            raise ValueError("the dataset is empty")
+        self.dataset = dataset
+        self.location = type(dataset).__name__
+        self.names: Sequence[str] = [f"{index:08d}" for index in range(self._length)]
+        self.class_names = [str(name) for name in getattr(dataset, "classes", [])]
+
+    def item(self, index: int) -> tuple[Image.Image, int]:
+        """Fetch item ``index`` and turn its image into an RGB one."""
+        item = self.dataset[index]
+        label = NO_LABEL
+        if isinstance(item, tuple | list):
+            item, label = item[0], max(NO_LABEL, int(item[1]))
+        return _to_image(item), label
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit greys: Pillow's own conversion clips them at 255, which makes nearly all of them white.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _to_image(item: object) -> Image.Image:
+    if isinstance(item, Image.Image):
+        return _to_rgb(item)
+    if isinstance(item, torch.Tensor):
+        if item.ndim != 3 or item.shape[0] not in (1, 3):
+            raise TypeError(f"an image tensor must be (1, H, W) or (3, H, W), got {tuple(item.shape)}")
+        if item.is_floating_point():
+            item = (item.clamp(0, 1) * 255).round().to(torch.uint8)
+        item = item.permute(1, 2, 0).cpu().numpy()
+    if isinstance(item, np.ndarray) and item.dtype == np.uint8:
+        if item.ndim == 3 and item.shape[2] == 1:
+            item = item[:, :, 0]
+        if item.ndim == 2 or (item.ndim == 3 and item.shape[2] == 3):
+            return Image.fromarray(np.ascontiguousarray(item)).convert("RGB")
+    raise TypeError(
+        "a dataset must yield PIL images, uint8 arrays (H, W[, 3]) or tensors (C, H, W), alone or with a label, "
+        f"got {type(item).__name__}"
+    )
+
+
+def open_source(data: str | os.PathLike[str] | torch.utils.data.Dataset[Any]) -> Source:
+    """Return the source that ``data`` names: 'digits', a folder, or a torch Dataset."""
+    if isinstance(data, str) and data == "digits":
+        return DigitsSource()
+    if isinstance(data, str | os.PathLike):
+        return FolderSource(data)
+    return DatasetSource(data)
+
+
+@dataclass
+class ImageData:
+    """The usable images of a source, at the size that a network takes.
+
+    Attributes
+    ----------
+    source : Source
+        Where they are decoded.
+    image_size : int
+        Side of `eval_image`.
+    indices : ndarray of int64
+        Number in the source of each usable image; the rest of a run counts only these.
+    labels : ndarray of int64
+        The label of each, -1 without.
+    corrupt : list of str
+        Names of the images that could not be decoded.
+    fingerprint : str
+        Digest of names, labels and pixels.
+    side : int
+        Median of the images' shorter sides in pixels.
+    """
+
+    source: Source
+    image_size: int
+    indices: np.ndarray
+    labels: np.ndarray
+    corrupt: list[str] = field(default_factory=list)
+    fingerprint: str = ""
+    side: int = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def names(self) -> list[str]:
+        """Name of every usable image: its path below the folder, with slashes."""
+        return [self.source.names[index] for index in self.indices]
+
+    @property
+    def class_names(self) -> list[str]:
+        """What the labels mean; empty without labels."""
+        return self.source.class_names
+
+    def image(self, index: int) -> Image.Image:
+        """Decode usable image ``index`` in its own size."""
+        return self.source.item(int(self.indices[index]))[0]
+
+    def eval_image(self, index: int) -> torch.Tensor:
+        """Return the centre crop of image ``index``: uint8 (3, image_size, image_size)."""
+        image = self.image(index)
+        pixels = resized(image, centre_box(image.size, self.image_size), self.image_size)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def thumbnail(self, index: int, size: int = 64) -> Image.Image:
+        """Return the central square of image ``index``, ``size`` pixels a side."""
+        image = self.image(index)
+        return Image.fromarray(resized(image, centre_box(image.size, size, whole=True), size))
+
+
+@dataclass(frozen=True)
+class _Checked:
+    digest: bytes
+    label: int
+    side: int
+    error: str
+
+
+class _Check(torch.utils.data.Dataset[list[_Checked]]):
+    """Decodes images in chunks and says what came out; runs in the data workers."""
+
+    def __init__(self, source: Source, indices: np.ndarray, chunk: int) -> None:
+        self._source, self._indices, self._chunk = source, indices, chunk
+
+    def __len__(self) -> int:
+        return -(-len(self._indices) // self._chunk)
+
+    def __getitem__(self, number: int) -> list[_Checked]:
+        chunk = self._indices[number * self._chunk : (number + 1) * self._chunk]
+        return [self._look(int(index)) for index in chunk]
+
+    def _look(self, index: int) -> _Checked:
+        try:
+            image, label = self._source.item(index)
+        except DECODE_ERRORS as error:
+            return _Checked(b"", NO_LABEL, 0, f"{type(error).__name__}: {error}")
+        digest = hashlib.blake2b(f"{image.size} {label} ".encode(), digest_size=16)
+        digest.update(image.tobytes())
+        return _Checked(digest.digest(), label, min(image.size), "")
+
+
+def check_images(
+    source: Source,
+    limit: int | None,
+    seed: int,
+    workers: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> ImageData:
+    """Decode every image once: set aside those that fail, and take a fingerprint of the rest.
+
+    Parameters
+    ----------
+    source : Source
+        The images.
+    limit : int or None
+        Look only at this many, chosen uniformly with ``seed``.
+    seed : int
+        Seed of the run.
+    workers : int
+        Processes that decode; the result does not depend on it.
+    advance : callable
+        Told how many images have been looked at since the last call.
+
+    Returns
+    -------
+    ImageData
+        With ``image_size`` 0, for the caller to set.
+
+    Raises
+    ------
+    ValueError
+        If no image can be decoded.
+
+    Warns
+    -----
+    UserWarning
+        For every image that cannot be decoded, with its name and the reason.
+    """
+    candidates = _subset(len(source.names), limit, seed)
+    loader = torch.utils.data.DataLoader(
+        _Check(source, candidates, chunk=64), batch_size=None, num_workers=workers, collate_fn=_as_is
+    )
+    found: list[_Checked] = []
+    for chunk in loader:
+        found += chunk
+        advance(len(chunk))
+    total = hashlib.blake2b(digest_size=16)
+    good, corrupt = [], []
+    for index, checked in zip(candidates, found, strict=True):
+        name = source.names[index]
+        if checked.error:
+            corrupt.append(name)
+            warnings.warn(f"skipped {name}: {checked.error}", stacklevel=2)
+            continue
+        good.append(index)
+        total.update(name.encode() + b"\0" + checked.digest)
+    if not good:
+        raise ValueError(f"none of the {len(candidates)} images of {source.location} can be decoded")
+    labels = [checked.label for checked in found if not checked.error]
+    sides = [checked.side for checked in found if not checked.error]
+    return ImageData(
+        source,
+        image_size=0,
+        indices=np.array(good, dtype=np.int64),
+        labels=np.array(labels, dtype=np.int64),
+        corrupt=corrupt,
+        fingerprint=total.hexdigest(),
+        side=int(np.median(sides)),
+    )
+
+
+def _subset(n_images: int, limit: int | None, seed: int) -> np.ndarray:
+    if limit is None or limit >= n_images:
+        return np.arange(n_images)
+    return np.sort(generator(seed, Stream.SUBSET).permutation(n_images)[:limit])
+
+
+def _as_is(chunk: list[_Checked]) -> list[_Checked]:
+    return chunk
+
+
+def describe_source(data: ImageData) -> dict[str, Any]:
+    """Return what a run remembers of its images, ready for JSON."""
+    return {
+        "kind": data.source.kind,
+        "location": data.source.location,
+        "n_images": len(data),
+        "n_corrupt": len(data.corrupt),
+        "corrupt": data.corrupt,
+        "class_names": data.class_names,
+        "has_labels": bool((data.labels >= 0).any()),
+        "fingerprint": data.fingerprint,
+    }

@@ -1,0 +1,133 @@
+"""A run opened for reading: what the report and the probe work from."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from dcfast.deepcluster.config import TrainConfig
+from dcfast.deepcluster.data import ImageData, Source, open_source
+from dcfast.deepcluster.keyed import Stream, torch_draws
+from dcfast.deepcluster.models import ConvNet, build_model
+from dcfast.deepcluster.rundir import RunDir
+
+__all__ = ["Run", "initial_model", "load_run"]
+
+
+class Run:
+    """A run directory, opened for reading.
+
+    Attributes
+    ----------
+    dir : RunDir
+        The files.
+    config : dict
+        All of ``config.json``: 'options', 'data', 'versions', 'threads'.
+    options : TrainConfig
+        The options of the run.
+    metrics : list of dict
+        One per finished epoch.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None
+    ) -> None:
+        self.dir = RunDir(path)
+        self.config = self.dir.read_config()
+        self.options = TrainConfig.from_dict(self.config["options"])
+        self.metrics = self.dir.read_metrics()
+        self._given = dataset
+
+    @cached_property
+    def source(self) -> Source:
+        """Where the images come from; ValueError if they came from a torch Dataset that was not given."""
+        described = self.config["data"]
+        if described["kind"] != "dataset":
+            return open_source(described["location"])
+        if self._given is None:
+            raise ValueError(
+                f"{self.dir.path} was trained on a torch Dataset ({described['location']}): pass it as dataset="
+            )
+        return open_source(self._given)
+
+    @cached_property
+    def dataset(self) -> ImageData:
+        """The images of the run, in the order of ``assignments.npz``.
+
+        Raises
+        ------
+        FileNotFoundError
+            If no epoch has ended, or an image of the run is gone.
+        """
+        assigned = self.assignments
+        where = {name: index for index, name in enumerate(self.source.names)}
+        missing = [name for name in assigned["files"] if name not in where]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} images of the run are gone from {self.source.location}, such as {missing[0]}"
+            )
+        size = self.options.image_size
+        assert size is not None  # stored options are resolved
+        return ImageData(
+            self.source,
+            image_size=size,
+            indices=np.array([where[name] for name in assigned["files"]], dtype=np.int64),
+            labels=assigned["label"],
+            corrupt=self.config["data"]["corrupt"],
+            fingerprint=self.config["data"]["fingerprint"],
+        )
+
+    @cached_property
+    def assignments(self) -> dict[str, np.ndarray]:
+        """The arrays of ``assignments.npz``: files, cluster, label, epoch."""
+        return self.dir.read_assignments()
+
+    @cached_property
+    def model(self) -> ConvNet:
+        """The trained network on the CPU, in eval mode; FileNotFoundError before the first checkpoint."""
+        checkpoint = self.dir.read_checkpoint()
+        if checkpoint is None:
+            raise FileNotFoundError(f"{self.dir.path} has no checkpoint yet: no epoch has ended")
+        model = self.untrained_model()
+        model.load_state_dict(checkpoint["model"])
+        return model
+
+    def untrained_model(self) -> ConvNet:
+        """Return the network with the weights that the run started from, on the CPU, in eval mode."""
+        return initial_model(self.options).eval()
+
+
+def initial_model(options: TrainConfig) -> ConvNet:
+    """Build the network of resolved options with its initial weights, a function of the seed alone."""
+    assert options.arch is not None and options.image_size is not None  # stored options are resolved
+    with torch_draws(torch.device("cpu"), options.seed, Stream.MODEL):
+        return build_model(options.arch, options.image_size, options.sobel, options.dropout)
+
+
+def load_run(
+    path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None
+) -> Run:
+    """Open a run directory for reading.
+
+    Parameters
+    ----------
+    path : str or path
+        The directory.
+    dataset : torch Dataset, optional
+        The images, for a run that was trained on a Dataset object.
+
+    Returns
+    -------
+    Run
+        Whose ``dataset``, ``model`` and ``assignments`` are read when first asked for.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the directory holds no run.
+    """
+    return Run(path, dataset)

@@ -1,0 +1,400 @@
+"""The DeepCluster loop: cluster the features, train on the clusters, repeat; and going on after any interruption."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from dcfast.deepcluster import report
+from dcfast.deepcluster.config import TrainConfig
+from dcfast.deepcluster.data import DatasetSource, ImageData, check_images, describe_source, open_source
+from dcfast.deepcluster.keyed import Stream, torch_draws
+from dcfast.deepcluster.metrics import moved_points, nmi
+from dcfast.deepcluster.models import build_top_layer
+from dcfast.deepcluster.progress import Display
+from dcfast.deepcluster.run import initial_model
+from dcfast.deepcluster.rundir import RunDir
+from dcfast.deepcluster.sampler import plain_order, uniform_order
+from dcfast.deepcluster.stages import cluster_features, extract_features, train_epoch
+
+__all__ = ["Trainer", "resume", "start"]
+
+Data = str | os.PathLike[str] | torch.utils.data.Dataset[Any]
+
+
+class Trainer:
+    """One run, from its last checkpoint to its last epoch.
+
+    Made by `start` and `resume`. The state after an epoch is the network, the top layer, their optimizers, the
+    assignments and the metrics; the checkpoint holds all of it.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Resolved options.
+    data : ImageData
+        The images.
+    directory : RunDir
+        With a configuration in it; its checkpoint, if there is one, is where the run goes on.
+    display : Display
+        Shows the progress.
+    """
+
+    def __init__(self, config: TrainConfig, data: ImageData, directory: RunDir, display: Display) -> None:
+        self.config, self.data, self.dir, self.display = config, data, directory, display
+        self.device = torch.device(config.device)
+        self.model = initial_model(config).to(self.device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.assignments: np.ndarray | None = None
+        self.history: list[dict[str, Any]] = []
+        checkpoint = directory.read_checkpoint(self.device)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+
+    @property
+    def finished(self) -> int:
+        """Epochs that are done and saved."""
+        return len(self.history)
+
+    def fit(self) -> None:
+        """Train to the last epoch, and write the report.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss or the features are no longer finite; the message names the checkpoint that still is good.
+        """
+        epochs = self.config.epochs or 0
+        with (
+            reproducible(self.config.threads or 1, self.device),
+            SummaryWriter(str(self.dir.tensorboard), purge_step=self.finished + 1) as board,
+        ):
+            self.display.header()
+            for record in self.history:
+                self.display.epoch(record, epochs)
+            for epoch in range(self.finished, epochs):
+                try:
+                    record = self._epoch(epoch)
+                except FloatingPointError as error:
+                    raise FloatingPointError(self._diverged(epoch, error)) from None
+                self._log(board, record)
+                self._save(record)
+                self.display.epoch(record, epochs)
+        source = self.data.source
+        with self.display.stage("report", 1) as advance:
+            report.write_report(self.dir.path, source.dataset if isinstance(source, DatasetSource) else None)
+            advance(1)
+
+    def summary(self) -> None:
+        """Print how the first and the last epoch compare, and where everything is."""
+        table = Table(title=f"{self.finished} epochs, {len(self.data)} images")
+        for heading in ("", "loss", "objective", "NMI with previous", "NMI with labels", "empty", "largest"):
+            table.add_column(heading, justify="right")
+        names = ("loss", "objective", "nmi_previous", "nmi_labels", "n_empty", "largest_cluster")
+        for record in dict.fromkeys((0, self.finished - 1)):
+            values = [self.history[record][name] for name in names]
+            cells = ["-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values]
+            table.add_row(f"epoch {record + 1}", *cells)
+        self.display.console.print(table)
+        for what, path in (
+            ("report", self.dir.report),
+            ("metrics", self.dir.metrics),
+            ("assignments", self.dir.assignments),
+            ("checkpoint", self.dir.checkpoint),
+            ("tensorboard", self.dir.tensorboard),
+        ):
+            self.display.say(f"{what:>12}  {path}")
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        config = self.config
+        phase = epoch % config.reassign
+        seconds = {"features": 0.0, "pca": 0.0, "kmeans": 0.0, "training": 0.0}
+        clustering = self._cluster(epoch, seconds) if phase == 0 else self._carried()
+        assert self.assignments is not None  # epoch 0 clusters
+        n_images = len(self.data)
+        began = time.perf_counter()
+        order = self._order(epoch - phase)[phase * n_images : (phase + 1) * n_images]
+        loss = train_epoch(
+            self.model,
+            self.top_layer,
+            (self.optimizer, self.top_optimizer),
+            self.data,
+            self.assignments,
+            order,
+            config,
+            epoch,
+            self.display,
+        )
+        seconds["training"] = time.perf_counter() - began
+        return {
+            "epoch": epoch + 1,
+            "loss": loss,
+            **clustering,
+            "images_per_second": len(order) / seconds["training"],
+            "n_corrupt": len(self.data.corrupt),
+            "lr": config.lr,
+            "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
+        }
+
+    def _cluster(self, epoch: int, seconds: dict[str, float]) -> dict[str, Any]:
+        """Cluster anew and start a new top layer; return the epoch's metrics about it."""
+        began = time.perf_counter()
+        features = extract_features(self.model, self.data, self.config, self.display)
+        seconds["features"] = time.perf_counter() - began
+        clustering = cluster_features(features, self.config, epoch, self.display)
+        del features
+        seconds["pca"], seconds["kmeans"] = clustering.pca_seconds, clustering.kmeans_seconds
+        previous, self.assignments = self.assignments, clustering.assignments
+        sizes = np.bincount(self.assignments)
+        with torch_draws(torch.device("cpu"), self.config.seed, Stream.TOP_LAYER, epoch):
+            self._new_top_layer(len(sizes))
+        return {
+            "objective": clustering.objective,
+            "kmeans_iterations": clustering.iterations,
+            "nmi_previous": None if previous is None else nmi(previous, self.assignments),
+            "nmi_labels": nmi(self.data.labels, self.assignments),
+            "n_empty": clustering.n_empty,
+            "largest_cluster": int(sizes.max()),
+            "n_moved": None if previous is None else moved_points(previous, self.assignments),
+        }
+
+    def _carried(self) -> dict[str, Any]:
+        """Return the metrics of an epoch that goes on with the last clustering: nothing moved since."""
+        last = self.history[-1]
+        still_true = {name: last[name] for name in ("nmi_labels", "n_empty", "largest_cluster")}
+        return {"objective": None, "kmeans_iterations": None, "nmi_previous": None, "n_moved": None, **still_true}
+
+    def _order(self, clustered_at: int) -> np.ndarray:
+        """Return the order of all epochs that share a clustering."""
+        assert self.assignments is not None
+        n_draws = self.config.reassign * len(self.data)
+        if self.config.balance == "sampler":
+            return uniform_order(self.assignments, n_draws, self.config.seed, clustered_at)
+        return plain_order(len(self.data), n_draws, self.config.seed, clustered_at)
+
+    def _new_top_layer(self, n_clusters: int) -> None:
+        self.top_layer = build_top_layer(self.model.feature_dim, n_clusters).to(self.device)
+        self.top_optimizer = torch.optim.SGD(
+            self.top_layer.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay
+        )
+
+    def _save(self, record: dict[str, Any]) -> None:
+        """Make an epoch final. Only the checkpoint counts: the other files are made from it when a run goes on."""
+        assert self.assignments is not None
+        self.history.append(record)
+        self.dir.write_checkpoint(
+            {
+                "epoch": self.finished,
+                "model": self.model.state_dict(),
+                "head": self.top_layer.state_dict(),
+                "optimizers": {"model": self.optimizer.state_dict(), "head": self.top_optimizer.state_dict()},
+                "assignments": torch.from_numpy(self.assignments),
+                "history": self.history,
+            }
+        )
+        self._publish()
+
+    def _publish(self) -> None:
+        assert self.assignments is not None
+        self.dir.write_metrics(self.history)
+        self.dir.write_assignments(self.data.names, self.assignments, self.data.labels, self.finished)
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizers"]["model"])
+        self._new_top_layer(len(checkpoint["head"]["bias"]))
+        self.top_layer.load_state_dict(checkpoint["head"])
+        self.top_optimizer.load_state_dict(checkpoint["optimizers"]["head"])
+        self.assignments = checkpoint["assignments"].cpu().numpy()
+        self.history = checkpoint["history"]
+        self._publish()
+
+    def _log(self, board: SummaryWriter, record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if name == "seconds":
+                for stage, spent in value.items():
+                    board.add_scalar(f"seconds/{stage}", spent, record["epoch"])
+            elif name != "epoch" and value is not None:
+                board.add_scalar(name, value, record["epoch"])
+        board.flush()
+
+    def _diverged(self, epoch: int, error: FloatingPointError) -> str:
+        if self.finished:
+            last = f"{self.dir.checkpoint} holds the last good state, after epoch {self.finished}"
+        else:
+            last = "no epoch had ended, so there is no checkpoint"
+        return f"epoch {epoch + 1}: {error}; {last}. Start again with a lower --lr than {self.config.lr:g}"
+
+
+def start(
+    data: Data,
+    output: str | os.PathLike[str],
+    config: TrainConfig | None = None,
+    *,
+    overwrite: bool = False,
+    display: Display | None = None,
+) -> Trainer:
+    """Begin a run: look at every image, settle the options, make the run directory.
+
+    Parameters
+    ----------
+    data : 'digits', a folder, or a torch Dataset
+        The images.
+    output : str or path
+        The run directory to make.
+    config : TrainConfig, optional
+        The options.
+    overwrite : bool
+        Replace a run that is there already.
+    display : Display, optional
+        Shows the progress.
+
+    Returns
+    -------
+    Trainer
+        To be told to `fit`.
+
+    Raises
+    ------
+    FileExistsError
+        If ``output`` holds a run and ``overwrite`` is off.
+    FileNotFoundError, NotADirectoryError, ValueError, TypeError
+        For data that is missing, empty or of an unknown kind, and for options that it cannot satisfy.
+    """
+    config, display, directory = config or TrainConfig(), display or Display(), RunDir(output)
+    directory.require_free(overwrite)
+    images = _look(data, config, display)
+    config = config.resolve(len(images), images.side, images.source.kind)
+    images.image_size = config.image_size or 0
+    directory.create(
+        {
+            "options": config.to_dict(),
+            "data": describe_source(images),
+            "versions": _versions(),
+            "threads": config.threads,
+        }
+    )
+    return Trainer(config, images, directory, display)
+
+
+def resume(
+    path: str | os.PathLike[str],
+    dataset: torch.utils.data.Dataset[Any] | None = None,
+    *,
+    epochs: int | None = None,
+    workers: int | None = None,
+    display: Display | None = None,
+) -> Trainer:
+    """Open a run that was interrupted, or is to be made longer.
+
+    It ends with the same bits as if it had never stopped: same weights, assignments and metrics but for times.
+
+    Parameters
+    ----------
+    path : str or path
+        The run directory.
+    dataset : torch Dataset, optional
+        The images, for a run that was started on a Dataset object.
+    epochs : int, optional
+        New total number of epochs.
+    workers : int, optional
+        New number of processes that decode images.
+    display : Display, optional
+        Shows the progress.
+
+    Returns
+    -------
+    Trainer
+        To be told to `fit`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such run, or its images are gone.
+    ValueError
+        If the images or the versions of what computes are not those that the run was started with.
+    """
+    display, directory = display or Display(), RunDir(path)
+    stored = directory.read_config()
+    _require_versions(stored["versions"], directory)
+    config = TrainConfig.from_dict(stored["options"])
+    if epochs is not None or workers is not None:
+        changes = {name: value for name, value in (("epochs", epochs), ("workers", workers)) if value is not None}
+        config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+        stored["options"] = config.to_dict()
+        directory.write_config(stored)
+    source = stored["data"]
+    if source["kind"] == "dataset" and dataset is None:
+        raise ValueError(f"{path} was trained on a torch Dataset ({source['location']}): resume it from Python")
+    images = _look(source["location"] if dataset is None else dataset, config, display)
+    if images.fingerprint != source["fingerprint"]:
+        raise ValueError(
+            f"the images of {source['location']} have changed since {path} was started "
+            f"({source['n_images']} usable then, {len(images)} now): bring them back, or start a new run"
+        )
+    images.image_size = config.image_size or 0
+    return Trainer(config, images, directory, display)
+
+
+def _look(data: Data, config: TrainConfig, display: Display) -> ImageData:
+    source = open_source(data)
+    if config.workers is None:
+        workers = min(2, os.cpu_count() or 1) if source.kind == "folder" else 0
+    else:
+        workers = config.workers
+    total = min(config.limit or len(source.names), len(source.names))
+    with display.stage("images", total) as advance:
+        return check_images(source, config.limit, config.seed, workers, advance)
+
+
+def _versions() -> dict[str, str]:
+    """Return what a run's bits depend on, beside its options and images."""
+    versions = {package: version(package) for package in ("dcfast", "torch", "numpy", "pillow")}
+    return {**versions, "python": platform.python_version(), "cpu": torch.backends.cpu.get_cpu_capability()}
+
+
+def _require_versions(stored: dict[str, str], directory: RunDir) -> None:
+    now = _versions()
+    # Python itself computes nothing that ends up in a result.
+    for name in sorted(set(stored) - {"python"}):
+        if stored[name] != now.get(name):
+            raise ValueError(
+                f"{directory.path} was started with {name} {stored[name]}, here is {now.get(name)}: the same bits "
+                "cannot be promised. Install that version, or start a new run"
+            )
+
+
+@contextmanager
+def reproducible(threads: int, device: torch.device) -> Iterator[None]:
+    """Fix the number of threads and choose deterministic kernels inside the block."""
+    before = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+    )
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    # Filling every new tensor only serves to find reads of uninitialised memory, and costs a pass over it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1], warn_only=before[2])
+        torch.utils.deterministic.fill_uninitialized_memory = before[3]  # type: ignore[attr-defined]

@@ -1,0 +1,190 @@
+"""Launches csrc/cpu/sobel_conv2d.cpp: packs the weights once, then hands it slices of bands of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dcfast.ops import _native
+from dcfast.ops.sobel_conv2d._geometry import fold, output_size, wide
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.uint8: 4}
+_FORWARD, _WEIGHT, _IMAGE = range(3)
+# Partial sums of the weight pass: as many units per call as fit, but enough to keep every thread busy.
+_PARTIAL_BYTES = 2**24
+
+
+def _sizes(
+    images: int,
+    image_size: Sequence[int],
+    filters: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> torch.Tensor:
+    """`dcfast_sobel_conv2d_sizes` of core.h; the strides of the image are set slice by slice."""
+    out = output_size(image_size, kernel, stride, padding)
+    return torch.tensor([images, *image_size, filters, *kernel, *stride, *padding, *out, 0, 0, 0, 0], dtype=torch.int64)
+
+
+def _plan(which: int, dtype: int, sizes: torch.Tensor) -> list[int]:
+    plan = torch.zeros(5, dtype=torch.int64)
+    _native.cpu().sobel_conv2d_plan(which, dtype, sizes.data_ptr(), plan.data_ptr())
+    return plan.tolist()
+
+
+def _bytes(n: int) -> torch.Tensor:
+    return torch.empty(n, dtype=torch.uint8)
+
+
+def _work(sizes: torch.Tensor, units: int) -> float:
+    """Operations of one unit of any pass."""
+    n, _, _, filters, kernel_h, kernel_w, *_, out_h, out_w = sizes[:12].tolist()
+    return 4.0 * n * filters * kernel_h * kernel_w * out_h * out_w / max(1, units)
+
+
+class _Images:
+    """Slices of a tensor of images in a dtype that the kernels read; float16 and bfloat16 are widened exactly."""
+
+    def __init__(self, tensor: torch.Tensor, dtype: torch.dtype, units: int, contiguous: bool = False) -> None:
+        self._tensor, self._dtype, self._contiguous = tensor, dtype, contiguous
+        self._bands = units // max(1, tensor.shape[0])
+
+    def __call__(self, start: int, stop: int) -> tuple[torch.Tensor, int]:
+        """The images of units [start, stop), and the first unit of the first of them."""
+        first, last = start // self._bands, -(-stop // self._bands)
+        part = self._tensor[first:last].to(self._dtype)
+        return part.contiguous() if self._contiguous else part, first * self._bands
+
+
+def sobel_conv2d(
+    image: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    mean: torch.Tensor | None,
+    std: torch.Tensor | None,
+) -> torch.Tensor:
+    core, n_threads, dtype = _native.cpu(), _native.threads(), wide(weight.dtype)
+    (n, _, *size), (filters, _, *kernel) = image.shape, weight.shape
+    sizes = _sizes(n, size, filters, kernel, stride, padding)
+    units, packed_bytes, scratch_bytes, *_ = _plan(_FORWARD, _DTYPES[dtype], sizes)
+    output = torch.empty((n, filters, *sizes[10:12].tolist()), dtype=weight.dtype)
+    weight = weight.to(dtype).contiguous()
+    bias = None if bias is None else bias.to(dtype).contiguous()
+    packed, scratch = _bytes(packed_bytes), _bytes(scratch_bytes * n_threads)
+    core.sobel_conv2d_pack(_FORWARD, _DTYPES[dtype], sizes.data_ptr(), weight.data_ptr(), packed.data_ptr())
+    to_grey = fold(image.dtype, mean, std, image.device)
+    images = _Images(image, torch.uint8 if image.dtype == torch.uint8 else dtype, units)
+    # A slice of converted output holds whole images.
+    multiple = 1 if output.dtype == dtype else units // max(1, n)
+    for start, stop in _native.slices(units, _work(sizes, units), multiple):
+        part, base = images(start, stop)
+        sizes[12:] = torch.tensor(part.stride())
+        bands = units // n
+        out = output[start // bands : -(-stop // bands)]
+        result = out if out.dtype == dtype else torch.empty(out.shape, dtype=dtype)
+        core.sobel_conv2d(
+            _DTYPES[dtype],
+            _DTYPES[part.dtype],
+            sizes.data_ptr(),
+            part.data_ptr(),
+            to_grey.data_ptr(),
+            packed.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            scratch.data_ptr(),
+            result.data_ptr(),
+            start - base,
+            stop - base,
+            n_threads,
+        )
+        if result is not out:
+            out.copy_(result)
+    return output
+
+
+def sobel_conv2d_backward_weight(
+    grad: torch.Tensor,
+    image: torch.Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    mean: torch.Tensor | None,
+    std: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    core, n_threads, dtype = _native.cpu(), _native.threads(), wide(grad.dtype)
+    n, filters = grad.shape[:2]
+    sizes = _sizes(n, image.shape[2:], filters, kernel_size, stride, padding)
+    units, _, scratch_bytes, rows, columns = _plan(_WEIGHT, _DTYPES[dtype], sizes)
+    partial_bytes = rows * columns * dtype.itemsize
+    slots = min(units, max(4 * n_threads, _PARTIAL_BYTES // partial_bytes))
+    scratch, partial = _bytes(scratch_bytes * n_threads), _bytes(slots * partial_bytes)
+    total = torch.zeros(rows, columns, dtype=torch.float64)
+    to_grey = fold(image.dtype, mean, std, image.device)
+    images = _Images(image, torch.uint8 if image.dtype == torch.uint8 else dtype, units)
+    grads = _Images(grad, dtype, units, contiguous=True)
+    for first, last in _native.slices(units, _work(sizes, units)):
+        for start in range(first, last, slots):
+            stop = min(last, start + slots)
+            (part, base), (g, _) = images(start, stop), grads(start, stop)
+            sizes[12:] = torch.tensor(part.stride())
+            core.sobel_conv2d_backward_weight(
+                _DTYPES[dtype],
+                _DTYPES[part.dtype],
+                sizes.data_ptr(),
+                part.data_ptr(),
+                to_grey.data_ptr(),
+                g.data_ptr(),
+                scratch.data_ptr(),
+                partial.data_ptr(),
+                total.data_ptr(),
+                start - base,
+                stop - base,
+                n_threads,
+            )
+    taps = 2 * kernel_size[0] * kernel_size[1]
+    by_weight = total[:filters, :taps].reshape(filters, 2, *kernel_size).to(grad.dtype)
+    return by_weight.contiguous(), total[:filters, taps].to(grad.dtype).contiguous()
+
+
+def sobel_conv2d_backward_image(
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    image_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    std: torch.Tensor | None,
+) -> torch.Tensor:
+    core, n_threads, dtype = _native.cpu(), _native.threads(), wide(grad.dtype)
+    n, (filters, _, *kernel) = grad.shape[0], weight.shape
+    sizes = _sizes(n, image_size, filters, kernel, stride, padding)
+    units, packed_bytes, scratch_bytes, *_ = _plan(_IMAGE, _DTYPES[dtype], sizes)
+    output = torch.empty((n, 3, *image_size), dtype=grad.dtype)
+    weight = weight.to(dtype).contiguous()
+    packed, scratch = _bytes(packed_bytes), _bytes(scratch_bytes * n_threads)
+    core.sobel_conv2d_pack(_IMAGE, _DTYPES[dtype], sizes.data_ptr(), weight.data_ptr(), packed.data_ptr())
+    scale = fold(dtype, None, std, grad.device)
+    grads = _Images(grad, dtype, units, contiguous=True)
+    multiple = 1 if output.dtype == dtype else units // max(1, n)
+    for start, stop in _native.slices(units, _work(sizes, units), multiple):
+        g, base = grads(start, stop)
+        bands = units // n
+        out = output[start // bands : -(-stop // bands)]
+        result = out if out.dtype == dtype else torch.empty(out.shape, dtype=dtype)
+        core.sobel_conv2d_backward_image(
+            _DTYPES[dtype],
+            sizes.data_ptr(),
+            g.data_ptr(),
+            scale.data_ptr(),
+            packed.data_ptr(),
+            scratch.data_ptr(),
+            result.data_ptr(),
+            start - base,
+            stop - base,
+            n_threads,
+        )
+        if result is not out:
+            out.copy_(result)
+    return output

@@ -1,0 +1,222 @@
+"""Plant faults one at a time in a copy of the tree, and require that the tests of the file turn red for each.
+
+Run by `make mutate`, or `python tests/mutate.py [part of a name ...]` with the test dependencies and the build tools
+installed. A fault whose text is no longer found, or found twice, is an error: it must follow the code.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old` becomes `new` in `path`; then one of `tests` must fail."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: str
+
+
+ASSIGN = "csrc/cpu/assign.cpp"
+ACCUMULATE = "csrc/cpu/accumulate.cpp"
+INERTIA = "csrc/cpu/inertia.cpp"
+SPLIT = "csrc/cpu/split_empty.cpp"
+
+FAULTS = [
+    Fault("tie flipped", ASSIGN, "index < best->index", "index > best->index", "tests/test_assign.py"),
+    Fault("recheck dropped", ASSIGN, "if (candidates == 1) {", "if (candidates >= 1) {", "tests/test_assign.py"),
+    Fault(
+        "second candidate of a lane forgotten",
+        ASSIGN,
+        "if (!any_at_most(low.second, broadcast(limit))) {",
+        "if (low.second[0] == low.second[0]) {",
+        "tests/test_assign.py",
+    ),
+    Fault(
+        "bound of the certificate dropped",
+        ASSIGN,
+        "(2.0 * (double(p.a[one])",
+        "0.0 * (2.0 * (double(p.a[one])",
+        "tests/test_assign.py",
+    ),
+    Fault(
+        "row stride ignored",
+        ASSIGN,
+        "assign_block(x + start * row_stride, row_stride,",
+        "assign_block(x + start * d, d,",
+        "tests/test_assign.py",
+    ),
+    Fault("centroid with a NaN used", ASSIGN, "if (!finite_row(row, d)) continue;", "", "tests/test_assign.py"),
+    Fault(
+        "row with a NaN labelled",
+        ASSIGN,
+        "} else if (!finite_row(here, d)) {",
+        "} else if (d < 0) {",
+        "tests/test_assign.py",
+    ),
+    Fault("denormals flushed", "csrc/cpu/float_env.h", "saved_ & ~0xE040u", "saved_", "tests/test_assign.py"),
+    Fault(
+        "D64 in another order",
+        "csrc/cpu/d64.h",
+        "for (int64_t i = 0; i < d; ++i)",
+        "for (int64_t i = d - 1; i >= 0; --i)",
+        "tests/test_assign.py",
+    ),
+    Fault("lowest word dropped", ACCUMULATE, "sum[i] += int64_t(v);", "", "tests/test_accumulate.py"),
+    Fault(
+        "carry dropped",
+        ACCUMULATE,
+        "carry(words + cluster * n_words * d + i, n_words, d, kDigit);",
+        "{}",
+        "tests/test_accumulate.py",
+    ),
+    Fault(
+        "row of weight 0 counted",
+        ACCUMULATE,
+        "(weight == nullptr || weight[row] != 0.0)",
+        "(weight == nullptr || true)",
+        "tests/test_accumulate.py",
+    ),
+    Fault("weight ignored", INERTIA, "weight[row] * value : value", "value : value", "tests/test_inertia.py"),
+    Fault("sign of a sum ignored", INERTIA, "negative ? -1 : 1", "negative ? 1 : 1", "tests/test_inertia.py"),
+    Fault(
+        "split skipped",
+        SPLIT,
+        "if (counts[empty] != 0) continue;",
+        "if (counts[empty] != 0 || empty == 1) continue;",
+        "tests/test_split_empty.py",
+    ),
+    Fault(
+        "draw without the iteration",
+        SPLIT,
+        "uint64_t(iteration), uint64_t(empty)",
+        "uint64_t(0), uint64_t(empty)",
+        "tests/test_split_empty.py",
+    ),
+    Fault("donor keeps its count", SPLIT, "counts[donor] = count - count / 2;", "", "tests/test_split_empty.py"),
+    Fault(
+        "labels one update behind",
+        "dcfast/cluster/lloyd.py",
+        'if converged != "labels":\n        labels =',
+        'if converged == "never":\n        labels =',
+        "tests/test_kmeans.py",
+    ),
+    Fault(
+        "empty clusters left empty",
+        "dcfast/cluster/lloyd.py",
+        'empty == "farthest"',
+        'empty == "nearest"',
+        "tests/test_kmeans.py",
+    ),
+    Fault(
+        "guard of zero eigenvalues dropped",
+        "dcfast/cluster/whiten.py",
+        "variance > floor",
+        "variance > 0",
+        "tests/test_whiten.py",
+    ),
+]
+
+
+class Tree:
+    """A copy of the sources with a build of its own, whose dcfast the tests import."""
+
+    def __init__(self, folder: Path) -> None:
+        import pybind11
+
+        self.root, self.build = folder / "tree", folder / "build"
+        ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "__pycache__", "*.so", "*.egg-info")
+        shutil.copytree(ROOT, self.root, ignore=ignored)
+        self.build.mkdir()
+        # No interpreter's folder of its own comes before the copy; the tools come from the interpreter's environment.
+        tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        self.environment = {**os.environ, "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", "PATH": tools}
+        self.run(
+            "cmake", str(self.root), "-GNinja", "-DCMAKE_BUILD_TYPE=Release", "-DDCFAST_CUDA=OFF",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DDCFAST_OUTPUT_DIR={self.root / 'dcfast'}", cwd=self.build,
+        )  # fmt: skip
+        self.compile()
+        where = self.run(sys.executable, "-c", "import dcfast._C as c; print(c.__file__)", cwd=self.root)
+        assert Path(where.stdout.strip()).parent == self.root / "dcfast", where.stdout
+
+    def run(self, *command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Run a command that must succeed."""
+        done = subprocess.run(command, cwd=cwd, env=self.environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        return done
+
+    def compile(self) -> None:
+        """Bring the extension up to date."""
+        self.run("cmake", "--build", ".", cwd=self.build)
+
+    def test(self, tests: str) -> tuple[bool, str]:
+        """Whether the tests pass, and the first that does not."""
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests.split()]
+        done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=600)
+        if done.returncode not in (0, 1):
+            sys.exit(f"{' '.join(command)} exited with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return done.returncode == 0, failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else ""
+
+    def plant(self, fault: Fault) -> None:
+        """Put a fault into the copy."""
+        path = self.root / fault.path
+        source = path.read_text()
+        if source.count(fault.old) != 1:
+            sys.exit(f"{fault.name}: {fault.path} holds {fault.old!r} {source.count(fault.old)} times, expected 1")
+        path.write_text(source.replace(fault.old, fault.new))
+        self.compile()  # without the fault before this one, even if this one is in Python
+
+    def restore(self, fault: Fault) -> None:
+        """Take the fault out again; the next compilation sees it."""
+        (self.root / fault.path).write_text((ROOT / fault.path).read_text())
+
+
+def main(wanted: list[str]) -> int:
+    """Plant every fault whose name holds one of the words (all without words); the number of those not caught."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    faults = [f for f in FAULTS if not wanted or any(word in f.name for word in wanted)]
+    table = Table(title="planted faults", title_justify="left")
+    for column in ("fault", "in", "seconds", "caught by"):
+        table.add_column(column)
+    console = Console(width=160)
+    survived = 0
+    with tempfile.TemporaryDirectory(prefix="dcfast-mutate-") as folder:
+        tree = Tree(Path(folder))
+        for tests in dict.fromkeys(f.tests for f in faults):
+            green, failed = tree.test(tests)
+            if not green:
+                sys.exit(f"{failed} fails without any fault")
+        for fault in faults:
+            began = time.monotonic()
+            tree.plant(fault)
+            green, failed = tree.test(fault.tests)
+            tree.restore(fault)
+            survived += green
+            verdict = "[red]NOT CAUGHT[/]" if green else escape(failed)
+            table.add_row(fault.name, fault.path, f"{time.monotonic() - began:.0f}", verdict)
+            console.print(f"{fault.name}: {'NOT CAUGHT' if green else 'caught'}")
+    console.print(table)
+    console.print(f"{len(faults) - survived} of {len(faults)} faults caught")
+    return survived
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(sys.argv[1:]) else 0)

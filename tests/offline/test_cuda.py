@@ -1,0 +1,58 @@
+"""Every CUDA kernel for sm_80 and sm_90, with no GPU: registers, spills, and no fused multiply-add in D64."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import cubin
+
+from dcfast.ops import _native
+
+ROOT = Path(__file__).parents[2]
+ARCHITECTURES = {80, 90}
+
+
+def compiled(scratch):
+    """The CUDA objects by the project's own CMake rules, for a build without CUDA on a machine with nvcc."""
+    tools = [os.environ.get("CUDACXX") or shutil.which("nvcc"), shutil.which("cmake"), shutil.which("ninja")]
+    if not all(tools):
+        pytest.skip("no nvcc, and the installed build holds no CUDA kernels")
+    pybind11 = pytest.importorskip("pybind11", reason="no build tools")
+    configure = ["cmake", str(ROOT), "-GNinja", "-DCMAKE_BUILD_TYPE=Release", "-DDCFAST_CUDA=ON"]
+    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
+    subprocess.run(configure, cwd=scratch, check=True)
+    subprocess.run(["cmake", "--build", str(scratch), "--target", "dcfast_cuda"], check=True)
+    return sorted((scratch / "CMakeFiles" / "dcfast_cuda.dir").rglob("*.o"))
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    core = _native._C
+    binaries = [Path(core.__file__)] if core.has_cuda else compiled(tmp_path_factory.mktemp("cuda"))
+    return [function for binary in binaries for function in cubin.functions(binary)]
+
+
+def test_every_kernel_is_there_for_every_architecture(kernels, count_backend):
+    count_backend("cuda-offline")
+    by_arch = {arch: {k.name for k in kernels if k.arch == arch} for arch in ARCHITECTURES}
+    assert {k.arch for k in kernels} == ARCHITECTURES
+    assert by_arch[80]
+    assert by_arch[80] <= by_arch[90]  # sm_90 may have kernels of its own
+    for op in _native.built_ops()[1]:
+        assert any(op in name for name in by_arch[80] | by_arch[90])
+
+
+def test_no_kernel_spills(kernels, count_backend):
+    count_backend("cuda-offline")
+    for kernel in sorted(kernels, key=lambda k: (k.name, k.arch)):
+        print(f"sm_{kernel.arch} {kernel.name}: {kernel.registers} registers, {kernel.stack_bytes} bytes of stack")
+    assert [k for k in kernels if k.spills or k.local_bytes or k.stack_bytes] == []
+    assert all(0 < k.registers <= 255 for k in kernels)
+
+
+def test_no_d64_kernel_fuses(kernels, count_backend):
+    count_backend("cuda-offline")
+    assert [k.name for k in kernels if "d64" in k.name.lower() and k.has("DFMA")] == []

@@ -1,0 +1,1 @@
+"""What several test files or processes share: makers of inputs, readers of machine code."""

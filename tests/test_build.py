@@ -1,0 +1,254 @@
+"""What was built and installed. tests/conftest.py makes this file the first: nothing else means much if it fails."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from array import array
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from support import native_objects
+
+import dcfast
+from dcfast.ops import _native, _registry
+
+ROOT = native_objects.ROOT
+SITE = Path(sysconfig.get_path("platlib"))
+# The ops outside the promise of equal bits: they may fuse a multiplication with an addition in double.
+FLOAT_OPS = {"sobel_conv2d", "weighted_cross_entropy"}
+
+x86 = pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="not an x86-64 processor")
+
+
+def python(code, *, timeout=120, interpreter=(sys.executable,), **environment):
+    """Run `code` in a fresh interpreter outside the source tree."""
+    return subprocess.run(
+        [*interpreter, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=os.sep,
+        env={**os.environ, **environment},
+    )
+
+
+def test_every_cpu_op_is_served_by_the_native_core():
+    have = _registry.installed()
+    assert have.native_error is None
+    assert _registry.ops
+    assert {name: _registry.select(op, "cpu", have).backend for name, op in _registry.ops.items()} == dict.fromkeys(
+        _registry.ops, "native"
+    )
+
+
+def is_editable():
+    url = distribution("dcfast").read_text("direct_url.json")
+    return url is not None and json.loads(url).get("dir_info", {}).get("editable", False)
+
+
+def test_the_installed_package_is_under_test():
+    if is_editable():
+        pytest.skip("an editable install is under test")
+    assert Path(dcfast.__file__).parent == SITE / "dcfast", "the source tree shadows the installed wheel"
+    assert Path(_native._C.__file__).parent == SITE / "dcfast"
+
+
+def test_the_wheel_holds_the_package_and_nothing_else():
+    if is_editable():
+        pytest.skip("an editable install is under test")
+    files = {str(f) for f in distribution("dcfast").files if "__pycache__" not in f.parts}
+    tops = {f.split("/")[0] for f in files if not f.startswith("..")}
+    assert tops == {"dcfast", f"dcfast-{dcfast.__version__}.dist-info"}
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "dcfast").rglob("*.py")}
+    assert {f for f in files if f.startswith("dcfast/")} - sources == {
+        "dcfast/py.typed",
+        f"dcfast/{Path(_native._C.__file__).name}",
+    }
+    assert sources <= files
+
+
+def test_the_source_distribution_can_be_built_from(tmp_path):
+    pytest.importorskip("setuptools", reason="no build tools")
+    pytest.importorskip("pybind11", reason="no build tools")
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "__pycache__", "*.so", "*.egg-info")
+    tree = shutil.copytree(ROOT, tmp_path / "tree", ignore=ignored)
+    subprocess.run(
+        [sys.executable, "-c", "import setuptools.build_meta as b; b.build_sdist('.')"],
+        cwd=tree,
+        check=True,
+        capture_output=True,
+    )
+    with tarfile.open(tree / f"dcfast-{dcfast.__version__}.tar.gz") as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    needed = ["setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "csrc/bindings.cpp"]
+    needed += [str(p.relative_to(tree)) for folder in ("csrc", "dcfast") for p in (tree / folder).rglob("*.*")]
+    assert set(needed) <= names
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("on", "DCFAST_CUDA=on, but there is no nvcc: put it on the PATH, set CUDACXX, or use auto"),
+        ("maybe", "DCFAST_CUDA='maybe' is not a choice: use 'auto', 'on' or 'off'"),
+    ],
+)
+def test_an_impossible_request_fails_with_one_clear_line(tmp_path, choice, message):
+    pytest.importorskip("setuptools", reason="no build tools")
+    pytest.importorskip("pybind11", reason="no build tools")
+    environment = {name: value for name, value in os.environ.items() if name != "CUDACXX"}
+    build = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", str(tmp_path), "--build-lib", str(tmp_path)],
+        cwd=ROOT,
+        env={**environment, "DCFAST_CUDA": choice, "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert build.returncode == 1
+    assert build.stderr.strip().splitlines()[-1] == message
+    assert "Traceback" not in build.stderr
+
+
+# ---- the sources ----------------------------------------------------------------------------------------------------
+
+
+def csrc_files():
+    return sorted(p for p in (ROOT / "csrc").rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("path", csrc_files(), ids=lambda p: str(p.relative_to(ROOT / "csrc")))
+def test_the_core_includes_no_header_of_torch_and_only_the_bindings_know_python(path):
+    includes = re.findall(r'#\s*include\s*[<"]([^>"]+)[>"]', path.read_text())
+    assert not [i for i in includes if i.startswith(("torch/", "ATen/", "c10/"))]
+    if path.name != "bindings.cpp":
+        assert not [i for i in includes if i.startswith(("pybind11/", "Python.h"))]
+
+
+# ---- the shared library ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump or nm")
+def test_nothing_links_torch_or_the_cuda_driver():
+    listing = subprocess.run(["objdump", "-p", _native._C.__file__], check=True, capture_output=True, text=True).stdout
+    needed = re.findall(r"NEEDED\s+(\S+)", listing)
+    assert any(name.startswith("libc.") for name in needed)
+    assert not [name for name in needed if re.match(r"lib(cuda|cudart|torch|c10)", name)]
+
+
+def test_imports_and_runs_without_a_gpu():
+    code = (
+        "import dcfast, torch, sys\n"
+        "assert not torch.cuda.is_available()\n"
+        "print(dcfast.ops.assign(torch.tensor([[0.], [.9]]), torch.tensor([[0.], [1.]])).tolist())"
+    )
+    done = python(code, CUDA_VISIBLE_DEVICES="")
+    assert (done.stdout.strip(), done.stderr, done.returncode) == ("[0, 1]", "", 0)
+
+
+def test_importing_the_package_is_light():
+    done = python("import dcfast, sys; print([m for m in ('torch', 'sklearn', 'triton') if m in sys.modules])")
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0)
+
+
+def test_a_forked_child_does_not_hang():
+    code = (
+        "import os, sys, torch, dcfast\n"
+        "torch.set_num_threads(2)\n"
+        "x, c = torch.randn(5000, 16), torch.randn(50, 16)\n"
+        "labels = dcfast.ops.assign(x, c)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if torch.equal(dcfast.ops.assign(x, c), labels) else 3)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    assert python(code, timeout=60).returncode == 0
+
+
+@x86
+def test_the_baseline_runs_on_a_processor_of_2008():
+    emulator = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
+    if emulator is None:
+        pytest.skip("no qemu-x86_64")
+    # No torch: it would take minutes to start here.
+    d, k, n = 5, 7, 40
+    x = array("f", [((i * 7919) % 101 - 50) / 8 for i in range(n * d)])
+    c = array("f", [((i * 104729) % 97 - 48) / 8 for i in range(k * d)])
+    expected = []
+    for row in range(n):
+        distances = [sum((x[row * d + i] - c[j * d + i]) ** 2 for i in range(d)) for j in range(k)]
+        expected.append(distances.index(min(distances)))
+    code = f"""
+from array import array
+import dcfast._C as core
+assert core.isas == ["baseline"], core.isas
+x, c = array("f", {x.tolist()}), array("f", {c.tolist()})
+def at(a): return a.buffer_info()[0]
+def aligned(size):
+    memory = array("B", bytes(size + 64))
+    return memory, -(-at(memory) // 64) * 64
+sizes, labels, counts = array("q", [0, 0]), array("q", [0] * {n}), array("q", [0, 0])
+core.baseline.assign_workspace(0, {k}, {d}, at(sizes))
+core.baseline.assign_scratch(0, {d}, at(sizes) + 8)
+(workspace, w), (scratch, s) = aligned(sizes[0]), aligned(sizes[1])
+core.baseline.assign_prepare(0, at(c), {k}, {d}, w)
+core.baseline.assign(0, at(x), {d}, {n}, {d}, at(c), {k}, w, s, at(labels), at(counts), 1)
+print(labels.tolist())
+"""
+    done = python(code, timeout=300, interpreter=(emulator, "-cpu", "Nehalem", sys.executable))
+    assert (done.stdout.strip(), done.returncode) == (str(expected), 0), done.stderr
+
+
+# ---- the objects of each instruction set ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    """Instruction set -> objects; and under '' those that every processor runs."""
+    if shutil.which("objdump") is None or shutil.which("nm") is None:
+        pytest.skip("no objdump or nm")
+    build = native_objects.build_tree(tmp_path_factory.mktemp("cmake"))
+    if build is None:
+        pytest.skip("no build tools")
+    found = {isa: native_objects.objects(build, isa) for isa in native_objects.ISAS}
+    return {**found, "": native_objects.shared_objects(build)}
+
+
+@x86
+@pytest.mark.parametrize("isa", native_objects.ISAS)
+def test_an_instruction_set_defines_only_its_own_strong_symbols(objects, isa):
+    """The linker keeps one copy of a weak symbol, of any file: AVX-512 code could then serve the baseline."""
+    assert len(objects[isa]) == len(list((ROOT / "csrc" / "cpu").glob("*.cpp"))) - 1  # all but dispatch.cpp
+    for path in objects[isa]:
+        symbols = native_objects.symbols(path)
+        assert any(kind == "T" for kind, _ in symbols)
+        shared = [(kind, name) for kind, name in symbols if kind.isupper() or kind in "uvw"]
+        alien = [name for kind, name in shared if kind != "T" or not name.startswith(f"dcfast::{isa}::")]
+        assert alien == [], path.name
+
+
+@x86
+def test_no_wide_vector_reaches_the_baseline(objects):
+    for path in objects["baseline"] + objects[""]:
+        assert not re.search(r"%[yz]mm", native_objects.disassembly(path)), path.name
+    for isa, register in (("avx2", "%ymm"), ("avx512", "%zmm")):
+        code = "".join(native_objects.disassembly(path) for path in objects[isa])
+        assert register in code
+    assert "%zmm" not in "".join(native_objects.disassembly(path) for path in objects["avx2"])
+
+
+@x86
+@pytest.mark.parametrize("isa", native_objects.ISAS)
+def test_no_double_is_fused_where_bits_are_promised(objects, isa):
+    """D64 and every other step in double round each operation on its own."""
+    checked = [path for path in objects[isa] if path.name.removesuffix(".cpp.o") not in FLOAT_OPS]
+    assert "assign.cpp.o" in {path.name for path in checked}
+    for path in checked:
+        assert re.findall(r"\bvfn?m(?:add|sub|addsub|subadd)\d*[ps]d\b.*", native_objects.disassembly(path)) == []
+    fused = any(re.search(r"\bvfnmadd\d*ps\b", native_objects.disassembly(path)) for path in checked)
+    assert fused == (isa != "baseline")  # the float32 pass is: the search above would find its likes

@@ -1,0 +1,103 @@
+"""The networks: layer for layer as published."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dcfast.deepcluster.models import VGG16, AlexNet, SmallConvNet, build_model, build_top_layer
+from dcfast.nn import SobelConv2d
+
+
+def _images(n, size, dtype=torch.uint8):
+    images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return images if dtype == torch.uint8 else images.to(dtype) / 255
+
+
+def _convolutions(model):
+    return [m for m in model.features if isinstance(m, nn.Conv2d | SobelConv2d)]
+
+
+def test_alexnet_is_the_published_one():
+    with torch.device("meta"):
+        model = AlexNet()
+    shapes = [tuple(conv.weight.shape) for conv in _convolutions(model)]
+    assert shapes == [(96, 2, 11, 11), (256, 96, 5, 5), (384, 256, 3, 3), (384, 384, 3, 3), (256, 384, 3, 3)]
+    assert [type(m).__name__ for m in model.features] == (
+        ["SobelConv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
+        + ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
+        + ["Conv2d", "BatchNorm2d", "ReLU"] * 3
+        + ["MaxPool2d"]
+    )
+    assert all(m.kernel_size == 3 and m.stride == 2 for m in model.features if isinstance(m, nn.MaxPool2d))
+    assert [type(m).__name__ for m in model.classifier] == ["Dropout", "Linear", "ReLU", "Dropout", "Linear"]
+    assert [m.weight.shape for m in model.classifier if isinstance(m, nn.Linear)] == [(4096, 9216), (4096, 4096)]
+    assert model.feature_dim == 4096
+
+
+def test_vgg16_is_the_published_one():
+    with torch.device("meta"):
+        model = VGG16(sobel=False)
+    channels = [conv.weight.shape[0] for conv in _convolutions(model)]
+    assert channels == [64, 64, 128, 128] + [256] * 3 + [512] * 6
+    assert all(conv.weight.shape[2:] == (3, 3) for conv in _convolutions(model))
+    assert sum(isinstance(m, nn.MaxPool2d) for m in model.features) == 5
+    assert [type(m).__name__ for m in model.classifier] == ["Linear", "ReLU", "Dropout", "Linear"]
+    assert [m.weight.shape for m in model.classifier if isinstance(m, nn.Linear)] == [(4096, 25088), (4096, 4096)]
+
+
+@pytest.mark.parametrize("sobel", [True, False])
+@pytest.mark.parametrize(
+    ("network", "size", "blocks"), [(AlexNet, 63, 5), (VGG16, 32, 13), (SmallConvNet, 32, 5), (SmallConvNet, 16, 5)]
+)
+def test_shapes(network, size, blocks, sobel):
+    model = network(image_size=size, sobel=sobel, width=64).eval()
+    with torch.inference_mode():
+        features = model.forward_features(_images(2, size))
+        outputs = model.conv_outputs(_images(2, size))
+        top = model(_images(2, size))
+    assert features.shape == (2, 64)
+    assert torch.equal(top, features.relu())
+    assert len(outputs) == blocks
+    assert all(out.shape[0] == 2 and (out >= 0).all() and out.max() > 0 for out in outputs)
+    assert [out.shape[1] for out in outputs] == [conv.weight.shape[0] for conv in _convolutions(model)]
+
+
+@pytest.mark.parametrize("sobel", [True, False])
+def test_bytes_and_fractions_are_the_same_image(sobel):
+    model = SmallConvNet(16, sobel=sobel).eval()
+    with torch.inference_mode():
+        from_bytes = model.forward_features(_images(3, 16))
+        from_floats = model.forward_features(_images(3, 16, torch.float32))
+    torch.testing.assert_close(from_bytes, from_floats)
+
+
+def test_gradients_reach_the_first_convolution():
+    model = SmallConvNet(16, dropout=0.0)
+    nn.functional.cross_entropy(build_top_layer(512, 7)(model(_images(4, 16))), torch.arange(4)).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+    assert model.features[0].weight.grad.abs().sum() > 0
+
+
+def test_published_initialisation():
+    torch.manual_seed(0)
+    model = AlexNet(image_size=63)
+    for conv in _convolutions(model):
+        out, _, height, width = conv.weight.shape
+        expected = math.sqrt(2 / (height * width * out))
+        assert conv.weight.std().item() == pytest.approx(expected, rel=0.03)
+        assert conv.bias.abs().max() == 0
+    for layer in (*model.classifier, build_top_layer(4096, 1000)):
+        if isinstance(layer, nn.Linear):
+            assert layer.weight.std().item() == pytest.approx(0.01, rel=0.01)
+            assert layer.bias.abs().max() == 0
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="image_size=65 is too large|at most 64"):
+        SmallConvNet(65)
+    with pytest.raises(ValueError, match="too small for 'alexnet'"):
+        AlexNet(32)
+    with pytest.raises(ValueError, match="arch must be one of 'alexnet'"):
+        build_model("resnet", 32)

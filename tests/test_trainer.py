@@ -1,0 +1,411 @@
+"""The loop: what it computes, what it writes, and that an interruption changes no bit of it."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+import dcfast
+from dcfast.deepcluster import TrainConfig, load_run, resume, start
+from dcfast.deepcluster.progress import Display
+from dcfast.deepcluster.rundir import RunDir
+
+SMALL = TrainConfig(n_clusters=12, epochs=3, limit=150, image_size=16, batch_size=32, pca=16, threads=1, workers=0)
+
+
+class Silent(Display):
+    def say(self, text):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """The report has tests of its own; leave it out of the times of these."""
+    from dcfast.deepcluster import report
+
+    monkeypatch.setattr(report, "write_report", lambda path, dataset: None)
+
+
+def train(output, data="digits", **changes):
+    trainer = start(data, output, dataclasses.replace(SMALL, **changes), display=Silent())
+    trainer.fit()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """An uninterrupted run, made as the interrupted ones are: in a process of its own."""
+    path = tmp_path_factory.mktemp("runs") / "reference"
+    assert run_in_processes([(path, "", False)]) == [0]
+    return path
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """One run per moment, each killed at that moment."""
+    paths = {moment: tmp_path_factory.mktemp("killed") / "run" for moment in MOMENTS}
+    statuses = run_in_processes([(paths[moment], sabotage, False) for moment, sabotage in MOMENTS.items()])
+    assert statuses == [-signal.SIGKILL] * len(MOMENTS)
+    return paths
+
+
+def run_in_processes(jobs):
+    """Train in one process per (path, sabotage, whether to resume), each of which may shoot itself.
+
+    Returns their statuses, negative for a signal. The processes are forks of one that has imported everything and
+    computed nothing: importing takes longer than training.
+    """
+    source = textwrap.dedent(
+        """
+        import json, os, signal, sys, textwrap
+        from dcfast.deepcluster import TrainConfig, report, resume, start, trainer, stages, rundir
+        report.write_report = lambda path, dataset: None
+
+        def die():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def die_at(owner, name, call, before=True):
+            original, calls = getattr(owner, name), iter(range(1, 10**9))
+            def shot(*args, **options):
+                here = next(calls) == call
+                if here and before:
+                    die()
+                result = original(*args, **options)
+                if here:
+                    die()
+                return result
+            setattr(owner, name, shot)
+
+        jobs, options = json.load(sys.stdin)
+        statuses = []
+        for path, sabotage, go_on in jobs:
+            pid = os.fork()
+            if pid == 0:
+                sys.stdout = sys.stderr
+                exec(textwrap.dedent(sabotage))
+                (resume(path) if go_on else start("digits", path, TrainConfig(**options))).fit()
+                os._exit(0)
+            statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        print(json.dumps(statuses))
+        """
+    )
+    told = json.dumps([[(str(path), sabotage, go_on) for path, sabotage, go_on in jobs], dataclasses.asdict(SMALL)])
+    done = subprocess.run([sys.executable, "-c", source], input=told, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    statuses = json.loads(done.stdout.splitlines()[-1])
+    assert set(statuses) <= {0, -signal.SIGKILL}, done.stderr
+    return statuses
+
+
+def assert_same_bits(first, second):
+    one, other = RunDir(first), RunDir(second)
+    left, right = one.read_checkpoint(), other.read_checkpoint()
+    _assert_equal(_without_times(left), _without_times(right))
+    assert _without_times(one.read_metrics()) == _without_times(other.read_metrics())
+    assert [record["epoch"] for record in one.read_metrics()] == list(range(1, left["epoch"] + 1))
+    ours, theirs = one.read_assignments(), other.read_assignments()
+    assert ours.keys() == theirs.keys() == {"files", "cluster", "label", "epoch"}
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def _assert_equal(left, right):
+    assert type(left) is type(right)
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            _assert_equal(left[key], right[key])
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            _assert_equal(a, b)
+    elif isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+    else:
+        assert left == right
+
+
+def _without_times(value):
+    if isinstance(value, dict):
+        times = {"seconds", "images_per_second"}
+        return {key: _without_times(item) for key, item in value.items() if key not in times}
+    return [_without_times(item) for item in value] if isinstance(value, list) else value
+
+
+MOMENTS = {
+    "before the first epoch": "die_at(trainer, 'extract_features', 1)",
+    "in the training of the first epoch": "die_at(stages.torch.optim.SGD, 'step', 5)",
+    "in the features of the second": "die_at(trainer, 'extract_features', 2, before=False)",
+    "in the training of the third": "die_at(stages.torch.optim.SGD, 'step', 23)",
+    "in the middle of writing a checkpoint": """
+        save, calls = rundir.torch.save, []
+        def half(state, file):
+            calls.append(1)
+            save(state, file)
+            if len(calls) == 2:
+                file.flush()
+                os.ftruncate(file.fileno(), file.tell() // 2)
+                die()
+        rundir.torch.save = half
+    """,
+    "before a checkpoint is renamed": """
+        replace, calls = os.replace, []
+        def guarded(source, target):
+            if str(target).endswith('checkpoint.pt'):
+                calls.append(1)
+                if len(calls) == 2:
+                    die()
+            replace(source, target)
+        rundir.os.replace = guarded
+    """,
+    "between checkpoint and metrics": "die_at(rundir.RunDir, 'write_metrics', 2)",
+    "between metrics and assignments": "die_at(rundir.RunDir, 'write_assignments', 1)",
+    "after the last epoch": "die_at(rundir.RunDir, 'write_assignments', 3, before=False)",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_ends_with_the_same_bits(killed, reference, moment):
+    resume(killed[moment], display=Silent()).fit()
+    assert_same_bits(reference, killed[moment])
+
+
+def test_killed_twice_and_resumed_in_new_processes(tmp_path, reference):
+    path = tmp_path / "run"
+    shots = ["die_at(stages.torch.optim.SGD, 'step', 12)", "die_at(rundir.RunDir, 'write_checkpoint', 2)", ""]
+    statuses = run_in_processes([(path, shot, number > 0) for number, shot in enumerate(shots)])
+    assert statuses == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    assert_same_bits(reference, path)
+
+
+def test_the_caller_s_state_changes_nothing(tmp_path, reference):
+    torch.manual_seed(1234)
+    torch.rand(7)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        train(tmp_path / "run")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert_same_bits(reference, tmp_path / "run")
+
+
+def test_two_threads_twice(tmp_path):
+    for name in ("one", "other"):
+        train(tmp_path / name, threads=2, epochs=2, limit=64)
+    assert_same_bits(tmp_path / "one", tmp_path / "other")
+
+
+def test_workers_change_nothing(tmp_path, reference):
+    train(tmp_path / "run", workers=2)
+    assert_same_bits(reference, tmp_path / "run")
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, reference):
+    train(tmp_path / "run", epochs=1)
+    resume(tmp_path / "run", epochs=3, display=Silent()).fit()
+    assert_same_bits(reference, tmp_path / "run")
+    assert load_run(tmp_path / "run").options.epochs == 3
+
+
+@pytest.mark.parametrize("balance", ["sampler", "loss", "none"])
+def test_reassigning_seldom_survives_a_resume(tmp_path, balance):
+    options = {"balance": balance, "reassign": 2, "epochs": 5, "limit": 60, "n_clusters": 5}
+    whole = train(tmp_path / "whole", **options)
+    train(tmp_path / "parts", **{**options, "epochs": 3})
+    resume(tmp_path / "parts", epochs=5, display=Silent()).fit()
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+    assert [record["objective"] is None for record in whole.history] == [False, True, False, True, False]
+    assert [record["nmi_previous"] is None for record in whole.history] == [True, True, False, True, False]
+    assert all(record["nmi_labels"] > 0 for record in whole.history)
+
+
+def test_the_seed_matters(tmp_path, reference):
+    other = train(tmp_path / "run", seed=1)
+    losses = [record["loss"] for record in RunDir(reference).read_metrics()]
+    assert [record["loss"] for record in other.history] != losses
+
+
+def test_what_a_run_leaves(reference):
+    run = load_run(reference)
+    assert run.options.arch == "small"
+    assert run.config["threads"] == 1
+    assert run.config["data"]["n_images"] == 150
+    assert run.config["data"]["class_names"] == list("0123456789")
+    assert run.config["versions"]["torch"] == torch.__version__
+    expected = {
+        *("epoch", "loss", "objective", "kmeans_iterations", "nmi_previous", "nmi_labels", "n_empty"),
+        *("largest_cluster", "n_moved", "images_per_second", "n_corrupt", "lr", "seconds"),
+    }
+    assert all(set(record) == expected for record in run.metrics)
+    assert all(set(record["seconds"]) == {"features", "pca", "kmeans", "training"} for record in run.metrics)
+    assert run.metrics[0]["nmi_previous"] is None
+    assert run.metrics[0]["n_moved"] is None
+    assert 0 < run.metrics[1]["nmi_previous"] <= 1
+    assert 0 < run.metrics[2]["n_moved"] <= 150
+    assigned = run.assignments
+    assert assigned["files"].shape == assigned["cluster"].shape == assigned["label"].shape == (150,)
+    assert assigned["files"][0].startswith("digit-")
+    assert assigned["epoch"] == 3
+    assert list(np.unique(assigned["cluster"])) == list(range(12 - run.metrics[-1]["n_empty"]))
+    assert np.bincount(assigned["cluster"]).max() == run.metrics[-1]["largest_cluster"]
+    assert not list(reference.glob("*.partial"))
+
+
+def test_a_run_opens_for_reading(reference):
+    run = load_run(reference)
+    images = torch.stack([run.dataset.eval_image(i) for i in range(4)])
+    trained, untrained = run.model, run.untrained_model()
+    assert not trained.training
+    with torch.inference_mode():
+        assert trained.forward_features(images).shape == (4, trained.feature_dim)
+        assert not torch.equal(trained.forward_features(images), untrained.forward_features(images))
+    again = run.untrained_model()
+    assert all(torch.equal(a, b) for a, b in zip(untrained.parameters(), again.parameters(), strict=True))
+    assert [run.dataset.labels[i] for i in range(150)] == list(run.assignments["label"])
+    assert run.dataset.names == list(run.assignments["files"])
+
+
+def test_tensorboard_has_each_epoch_once(killed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = killed["before a checkpoint is renamed"]  # after the second epoch had been logged
+    resume(path, display=Silent()).fit()
+    board = EventAccumulator(str(path / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("loss")] == [1, 2, 3]
+    losses = [record["loss"] for record in RunDir(path).read_metrics()]
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx(losses)
+    assert "seconds/kmeans" in board.Tags()["scalars"]
+
+
+def test_training_learns(tmp_path):
+    options = {"limit": 400, "n_clusters": 20, "epochs": 6, "dropout": 0.0}
+    history = train(tmp_path / "run", **options).history
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert history[-1]["nmi_labels"] > history[0]["nmi_labels"]
+
+
+def test_corrupt_images_are_counted_not_fatal(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{number:02d}.png")
+    (folder / "05.png").write_bytes((folder / "05.png").read_bytes()[:100])
+    with pytest.warns(UserWarning, match=r"skipped 05\.png"):
+        trainer = train(tmp_path / "run", folder, limit=None, n_clusters=4, epochs=1)
+    assert trainer.history[0]["n_corrupt"] == 1
+    assert trainer.history[0]["nmi_labels"] is None
+    assert "05.png" not in load_run(tmp_path / "run").assignments["files"]
+    assert load_run(tmp_path / "run").config["data"]["corrupt"] == ["05.png"]
+    with pytest.warns(UserWarning, match=r"skipped 05\.png"):
+        resume(tmp_path / "run", epochs=2, display=Silent()).fit()
+    Image.fromarray(pixels[0]).save(folder / "07.png")
+    with (
+        pytest.warns(UserWarning, match=r"skipped 05\.png"),
+        pytest.raises(ValueError, match="have changed since"),
+    ):
+        resume(tmp_path / "run", epochs=3, display=Silent())
+
+
+def test_other_versions_are_refused(tmp_path):
+    train(tmp_path / "run", epochs=1)
+    directory = RunDir(tmp_path / "run")
+    stored = directory.read_config()
+    stored["versions"]["torch"] = "1.0"
+    directory.write_config(stored)
+    with pytest.raises(ValueError, match=r"started with torch 1\.0"):
+        resume(tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"epoch 1: .* no checkpoint. Start again with a lower --lr"):
+        train(tmp_path / "first", lr=1e30)
+    train(tmp_path / "later", epochs=1)
+    directory = RunDir(tmp_path / "later")
+    good = directory.read_checkpoint()
+    trainer = resume(tmp_path / "later", epochs=2, display=Silent())
+    with torch.no_grad():
+        trainer.model.classifier[0].weight[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"checkpoint\.pt holds the last good state, after epoch 1"):
+        trainer.fit()
+    _assert_equal(good, directory.read_checkpoint())
+
+
+def test_a_run_is_not_overwritten_by_accident(tmp_path):
+    train(tmp_path / "run", epochs=1)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        start("digits", tmp_path / "run", SMALL)
+    start("digits", tmp_path / "run", SMALL, overwrite=True, display=Silent())
+    assert RunDir(tmp_path / "run").read_checkpoint() is None
+    assert RunDir(tmp_path / "run").read_metrics() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arch": "resnet"}, "arch must be one of 'alexnet'"),
+        ({"balance": "both"}, "balance must be one of"),
+        ({"n_clusters": 1}, "n_clusters must be at least 2"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"lr": float("nan")}, "lr must be a finite number"),
+        ({"dropout": 1.0}, "dropout must be"),
+        ({"min_crop": 0.0}, "min_crop must be"),
+        ({"seed": -1}, "seed must be between"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**options)
+
+
+def test_too_few_images_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"n_clusters=12 needs at least as many images, got 10"):
+        train(tmp_path / "run", limit=10)
+    assert not (tmp_path / "run").exists()
+
+
+def test_defaults_follow_the_images():
+    photos = TrainConfig().resolve(1_281_167, 375, "folder")
+    assert (photos.arch, photos.image_size, photos.n_clusters, photos.min_crop) == ("alexnet", 224, 10_000, 0.08)
+    assert photos.flip
+    tiny = TrainConfig().resolve(10_000, 32, "folder")
+    assert (tiny.arch, tiny.image_size, tiny.n_clusters) == ("small", 32, 200)
+    digits = TrainConfig().resolve(1797, 8, "digits")
+    assert not digits.flip
+    assert TrainConfig.from_dict(json.loads(json.dumps(digits.to_dict()))) == digits
+    with pytest.raises(ValueError, match="unknown option 'speed'"):
+        TrainConfig.from_dict({"speed": 1})
+
+
+def test_the_estimator(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    data = [(image, index % 3) for index, image in enumerate(pixels)]
+    estimator = dcfast.DeepCluster(tmp_path / "run", n_clusters=4, epochs=2, workers=0, threads=1)
+    labels = estimator.fit_predict(data)
+    assert labels.shape == (30,)
+    assert labels.max() < 4
+    assert estimator.n_iter_ == len(estimator.history_) == 2
+    assert estimator.files_[0] == "00000000"
+    assert not estimator.model_.training
+    with pytest.raises(ValueError, match="pass it as dataset="):
+        load_run(tmp_path / "run").dataset  # noqa: B018 - reading it is the point
+    assert len(load_run(tmp_path / "run", data).dataset) == 30
+    with pytest.raises(ValueError, match="was trained on a torch Dataset"):
+        resume(tmp_path / "run")
+    resume(tmp_path / "run", data, epochs=3, display=Silent()).fit()
+    assert len(RunDir(tmp_path / "run").read_metrics()) == 3
+    with pytest.raises(TypeError, match="speed"):
+        dcfast.DeepCluster(tmp_path / "other", speed=1)
