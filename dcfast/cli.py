@@ -38,7 +38,9 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
     arch: Annotated[str | None, typer.Option(help="alexnet, vgg16 or small; by image size.")] = None,
     sobel: Annotated[bool, typer.Option(help="Look at Sobel gradients, or at colours.")] = True,
-    image_size: Annotated[int | None, typer.Option(help="Side of the crops: 16 for digits, 32 for small, else 224.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the crops: 16 for digits, 32 for small, else 224.")
+    ] = None,
     n_clusters: Annotated[int | None, typer.Option(help="k; one cluster per 50 images.")] = None,
     pca: Annotated[int, typer.Option(help="Principal components that k-means sees.")] = 256,
     kmeans_iterations: Annotated[int, typer.Option(help="Lloyd iterations per clustering.")] = 20,
@@ -62,11 +64,7 @@ def train(
 ) -> None:
     """Train a network by DeepCluster, or go on with a run that was interrupted."""
     if resume is not None:
-        given = [
-            name
-            for name in context.params
-            if name not in _RESUMABLE and _was_given(context, name)
-        ]
+        given = [name for name in context.params if name not in _RESUMABLE and _was_given(context, name)]
         if given:
             _fail(f"--resume takes {given[0].replace('_', '-')} from the run: give only --epochs or --workers with it")
     elif data is None:

@@ -33,9 +33,7 @@ class Run:
         One per finished epoch.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None) -> None:
         self.dir = RunDir(path)
         self.config = self.dir.read_config()
         self.options = TrainConfig.from_dict(self.config["options"])
@@ -108,9 +106,7 @@ def initial_model(options: TrainConfig) -> ConvNet:
         return build_model(options.arch, options.image_size, options.sobel, options.dropout)
 
 
-def load_run(
-    path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None
-) -> Run:
+def load_run(path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None) -> Run:
     """Open a run directory for reading.
 
     Parameters
