@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -14,13 +15,14 @@ from PIL import Image
 
 from dcfast import cli
 from dcfast.deepcluster import TrainConfig, load_run
-from dcfast.deepcluster.charts import Series, bar_chart, line_chart, number, size_chart, stacked_chart
+from dcfast.deepcluster.charts import bar_chart, line_chart, size_chart, stacked_chart
 from dcfast.deepcluster.filters import gradient_tiles, image_filters, mosaic
 from dcfast.deepcluster.models import build_model
+from dcfast.deepcluster.page import number
 from dcfast.deepcluster.report import train_command, write_report
 
 VOID = {"meta", "img", "br", "input", "link"}
-SVG_EMPTY = {"line", "circle", "polyline"}
+SVG_EMPTY = {"defs", "g", "path", "rect", "use"}
 
 PROBE = {
     "layers": [
@@ -78,9 +80,24 @@ class Page(HTMLParser):
         pairs = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", self.html)
         return dict(pairs)
 
+    def text_at_end(self):
+        """The last text written: in a line chart, the value beside the end of the line."""
+        return [text for text in self.text if text.strip()][-1]
+
     def section(self, anchor):
         """The HTML of one section."""
         return re.search(rf'<section id="{anchor}">(.*?)</section>', self.html, re.S)[1]
+
+
+def markers(svg):
+    """(x, y) of the markers of a chart; y runs downwards."""
+    return [(float(use["x"]), float(use["y"])) for use in Page(svg).all("use")]
+
+
+def outlines(svg, series):
+    """The points of each area filled with the colour of a series: arrays (n, 2) of x and y; y runs downwards."""
+    areas = [path for path in Page(svg).all("path") if f"fill: var(--s{series})" in path.get("style", "")]
+    return [np.array(re.findall(r"[ML] (\S+) (\S+)", area["d"]), float) for area in areas]
 
 
 def report(path):
@@ -90,6 +107,8 @@ def report(path):
 def require_alone(page):
     """Fail if the page refers to anything outside it or could run a script."""
     used = {tag for tag, _, _ in page.tags}
+    ids = [attributes["id"] for _, attributes, _ in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)), "an id occurs twice"
     assert used.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video", "image"})
     for tag, attributes, _ in page.tags:
         for name, value in attributes.items():
@@ -98,9 +117,15 @@ def require_alone(page):
                 assert re.match(r"data:image/(png|jpeg);base64,", value)
             if name in {"href", "xlink:href"}:
                 assert value.startswith("#")
-                assert page.all("section", id=value[1:]), f"no section {value}"
-            if name in {"srcset", "style", "background", "action"}:
-                raise AssertionError(f"{tag} has {name}")
+                assert value[1:] in ids, f"nothing has the id {value}"
+            elif "url(" in value:
+                assert name == "clip-path"
+                assert re.fullmatch(r"url\(#(.*)\)", value)[1] in ids, f"nothing has the id in {value}"
+            elif "//" in value:
+                assert name.startswith("xmlns") or tag == "img", f"{tag} names {value}"
+            assert name not in {"srcset", "background", "action"}, f"{tag} has {name}"
+    assert page.html.count("<!DOCTYPE") == 1
+    assert "<?xml" not in page.html
     styles = "".join(re.findall(r"<style>(.*?)</style>", page.html, re.S))
     assert "{" in styles
     assert "url(" not in styles
@@ -125,19 +150,26 @@ def test_stands_alone_and_shows_the_numbers(make_run):
     }
     text = "".join(page.text)
     for line in (
-        "Loss, epoch 2: 2.25",
-        "k-means objective, epoch 1: 0.75",
-        "NMI with the labels, epoch 3: 0.375",
-        "Images that moved, epoch 3: 7",
-        "k-means, epoch 1: 0.25 s",
-        "training, epoch 3: 20 s",
-        "conv1, trained: 75.0%",
-        "conv1, untrained: 50.0%",
         "5 clusters hold 4 to 5 images",
         "1 of 6 are empty",
     ):
         assert line in text, line
-    assert "NMI with the previous clustering, epoch 1" not in text
+    charts = dict(re.findall(r"<h3>([^<]*)</h3>(<svg.*?</svg>)", page.section("curves")))
+    lasts = {title: Page(svg).text_at_end() for title, svg in charts.items() if title != "Seconds per stage"}
+    assert lasts == {
+        "Loss": "2.125",
+        "k-means objective": "0.75",
+        "NMI with the previous clustering": "0.6875",
+        "NMI with the labels": "0.375",
+        "Images that moved": "7",
+        "Largest cluster": "9",
+        "Empty clusters": "1",
+        "Images per second": "640",
+    }
+    assert len(markers(charts["Loss"])) == 3
+    assert len(markers(charts["NMI with the previous clustering"])) == 2  # the first epoch has no previous one
+    assert {"features", "PCA", "k-means", "training"} <= set(Page(charts["Seconds per stage"]).text)
+    assert {"50.0", "75.0", "conv1", "untrained", "trained"} <= set(Page(page.section("probe")).text)
     options = page.section("configuration")
     assert "<tr><th>n clusters</th><td>6</td></tr>" in options
     assert "<tr><th>image size</th><td>16</td></tr>" in options
@@ -149,7 +181,8 @@ def test_every_picture_has_a_description(make_run):
     charts = page.all("svg")
     assert len(charts) == 10  # nine curves and the sizes
     assert all(picture["alt"].strip() for picture in pictures)
-    assert all(chart["aria-label"].strip() for chart in charts)
+    assert all(chart["role"] == "img" for chart in charts)
+    assert len({chart["aria-label"] for chart in charts}) == 10
     assert sum("filters of conv1" in picture["alt"] for picture in pictures) == 4  # two views, before and after
 
 
@@ -285,48 +318,105 @@ def test_mosaic():
     assert halves[0, 0, :, [3, 7]].isnan().all()
 
 
+CHARTS = {
+    "line": lambda label: line_chart(label, [1.0, None, 3.0, 2.0]),
+    "stacked": lambda label: stacked_chart(label, {"a": [1.0, 2.0], "b": [3.0, 2.0]}),
+    "size": lambda label: size_chart(label, [3, 9, 6], 2),
+    "bar": lambda label: bar_chart(label, ["conv1"], {"a": [0.25], "b": [1.0]}, 0.1, "block"),
+}
+
+
+@pytest.mark.parametrize("kind", CHARTS)
+def test_charts_have_no_colour_of_their_own(kind):
+    svg = CHARTS[kind]("x & y")
+    used = set(re.findall(r"(?:fill|stroke|color): ([^;\"]+)", svg))
+    assert {"currentColor", "var(--s0)"} <= used <= {"none", "currentColor", *(f"var(--s{n})" for n in range(4))}
+    assert not re.search(r"#[0-9a-f]{6}\b(?!\))|<style|<metadata|<image|<g id", svg)
+    assert Page(svg).all("svg")[0]["aria-label"] == "x & y"
+
+
+@pytest.mark.parametrize("kind", CHARTS)
+def test_charts_do_not_depend_on_the_settings_and_leave_them_alone(kind, monkeypatch):
+    plain = CHARTS[kind]("x")
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 31.0)
+    monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "red")
+    before = dict(matplotlib.rcParams)
+    assert CHARTS[kind]("x") == plain
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("kind", CHARTS)
+def test_charts_share_no_ids(kind):
+    first, second = (set(re.findall(r' id="([^"]+)"', CHARTS[kind](label))) for label in ("x", "y"))
+    assert first
+    assert first.isdisjoint(second)
+
+
 def test_line_chart_places_values():
-    page = Page(line_chart("x", [Series("a", [1.0, None, 3.0, 2.0])]))
-    dots = [(float(dot["cx"]), float(dot["cy"])) for dot in page.all("circle")]
+    dots = markers(line_chart("x", [1.0, None, 3.0, 2.0]))
     assert len(dots) == 3
-    assert dots[0][0] < dots[1][0] < dots[2][0]
-    assert dots[1][1] < dots[2][1] < dots[0][1]  # y runs downwards
-    first, second, third = (y for _, y in dots)
-    assert third == pytest.approx((first + second) / 2, abs=0.1)
-    for values in ([0, 0, 0], [5.0], [-1.0, -1.0], [1e-9, 2e-9], [1e9, 3e9]):
-        drawn = Page(line_chart("x", [Series("a", values)])).all("circle")
-        assert len(drawn) == len(values)
-        assert all(0 <= float(dot["cy"]) <= 200 for dot in drawn)
+    first, second, third = dots
+    assert (second[0] - first[0]) == pytest.approx(2 * (third[0] - second[0]))  # epochs 1, 3, 4
+    assert third[1] == pytest.approx((first[1] + second[1]) / 2)
+    assert second[1] < first[1]
+
+
+@pytest.mark.parametrize("values", [[0, 0, 0], [5.0], [-1.0, -1.0], [1e-9, 2e-9], [1e9, 3e9], [7] * 60])
+def test_line_chart_keeps_to_its_frame(values):
+    svg = line_chart("x", values)
+    dots = markers(svg)
+    assert len(dots) == len(values)
+    assert all(0 <= x <= 350 and 0 <= y <= 205 for x, y in dots)
+    assert Page(svg).text_at_end() == number(values[-1])
+    assert not any(text.startswith("\N{MINUS SIGN}") for text in Page(svg).text) or min(values) < 0
+
+
+def test_long_runs_are_drawn_without_markers():
+    svg = line_chart("x", list(np.linspace(0.0, 1.0, 500) ** 2))
+    assert not markers(svg)
+    assert len(svg) < 50_000
 
 
 def test_stacked_chart_stacks():
-    bars = Page(stacked_chart("x", [Series("a", [1.0, 2.0]), Series("b", [3.0, 2.0])], "s")).all("rect")
-    tops = [float(bar["y"]) for bar in bars]
-    heights = [float(bar["height"]) for bar in bars]
-    assert heights[1] == pytest.approx(3 * heights[0], abs=0.05)
-    assert tops[0] == pytest.approx(tops[1] + heights[1], abs=0.05)
-    assert tops[1] == pytest.approx(tops[3], abs=0.05)
+    svg = stacked_chart("x", {"a": [1.0, 2.0], "b": [3.0, 2.0]})
+    # A legend's key comes with each area.
+    low, high = (max(outlines(svg, series), key=lambda points: np.ptp(points[:, 0]))[:, 1] for series in (0, 1))
+    floor, one, two, four = np.unique(np.round(np.concatenate([low, high]), 3))[::-1]
+    assert (floor - two) == pytest.approx(2 * (floor - one), abs=0.01)
+    assert (floor - four) == pytest.approx(4 * (floor - one), abs=0.01)
+    assert set(np.round(low, 3)) == {floor, one, two}
+    assert set(np.round(high, 3)) == {one, two, four}
 
 
 def test_size_chart_marks_the_largest_and_the_empty():
-    page = Page(size_chart("x", [3, 9, 6], n_empty=2))
-    heights = [float(bar["height"]) for bar in page.all("rect") if "fill" in bar["class"]]
-    assert heights[0] == pytest.approx(3 * heights[2], abs=0.05)
-    assert heights[1] == pytest.approx(2 * heights[2], abs=0.05)
-    assert [bar["class"] for bar in page.all("rect")] == ["fill s1", "fill s0", "fill s0", "empty"]
-    assert {"largest: 9 images", "2 empty"} <= set(page.text)
-    assert not Page(size_chart("x", [3, 9, 6], n_empty=0)).all("rect", class_="empty")
-    many = Page(size_chart("x", list(range(1, 10_001)), n_empty=0))
-    assert len(many.all("rect")) <= 900
-    assert "largest: 10,000 images" in many.text
+    svg = size_chart("x", [3, 9, 6, 3], n_empty=2)
+    (sizes,), (largest,), (empty,) = (outlines(svg, series) for series in (0, 1, 3))
+    levels = np.unique(np.round(sizes[:, 1], 3))[::-1]
+    assert levels[0] - levels[1:] == pytest.approx((levels[0] - levels[1]) * np.array([1, 2, 3]), abs=0.01)
+    left, right = sizes[:, 0].min(), sizes[:, 0].max()
+    assert largest[:, 0].min() == left
+    assert largest[:, 0].max() == pytest.approx(left + (right - left) / 4)
+    assert largest[:, 1].min() == sizes[:, 1].min()
+    assert empty[:, 0].min() == pytest.approx(right)
+    assert np.ptp(empty[:, 0]) == pytest.approx((right - left) / 2)
+    assert {"largest: 9 images", "2 empty", "mean 3.5"} <= set(Page(svg).text)
+    assert not outlines(size_chart("x", [3, 9, 6], n_empty=0), 3)
+
+
+def test_size_chart_of_many_clusters_is_small():
+    svg = size_chart("x", np.random.default_rng(0).poisson(100.0, 100_000).tolist(), n_empty=0)
+    assert len(svg) < 30_000
 
 
 def test_bar_chart_of_several_blocks():
-    page = Page(bar_chart("x", ["conv1", "conv2"], [Series("a", [0.25, 0.5]), Series("b", [1.0, 0.0])], 0.1, "block"))
-    heights = [float(bar["height"]) for bar in page.all("rect")]
-    assert heights == pytest.approx([heights[1] / 4, heights[1], heights[1] / 2, 0], abs=0.05)
-    lefts = [float(bar["x"]) for bar in page.all("rect")]
+    svg = bar_chart("x", ["conv1", "conv2"], {"a": [0.25, 0.5], "b": [1.0, 0.0]}, 0.1, "block")
+    # The last area of each colour is its key in the legend.
+    bars = [bar for series in (0, 1) for bar in outlines(svg, series)[:-1]]
+    heights = [np.ptp(bar[:, 1]) for bar in bars]
+    assert heights == pytest.approx([heights[2] / 4, heights[2] / 2, heights[2], 0], abs=0.01)
+    lefts = [bars[place][:, 0].min() for place in (0, 2, 1, 3)]
     assert lefts == sorted(lefts)
+    assert {"25.0", "50.0", "100.0", "0.0", "conv1", "conv2", "a", "b", "block"} <= set(Page(svg).text)
 
 
 def test_number():

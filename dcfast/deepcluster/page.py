@@ -1,11 +1,12 @@
-"""The frame of ``report.html``: document, style sheet, header."""
+"""The frame of ``report.html``: document, style sheet, header, how numbers are written."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
-__all__ = ["page"]
+__all__ = ["number", "page"]
 
 # Browsers enforce this: no script runs and nothing is fetched, whatever a file name may contain.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -13,10 +14,10 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark;
   --page: #f6f7f9; --card: #fff; --ink: #1c2330; --soft: #5c6675; --line: #e1e5eb;
-  --s0: #2f6fde; --s1: #e07b1f; --s2: #2a9d6f; --s3: #b0479c; --wash: #b0479c22; }
+  --s0: #2f6fde; --s1: #bf5f0b; --s2: #2a9d6f; --s3: #b0479c; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #12151b; --card: #1a1f28; --ink: #e6e9ef; --soft: #98a2b3; --line: #2c3340;
-  --s0: #6ea3ff; --s1: #f2a154; --s2: #5cc99a; --s3: #d98acb; --wash: #d98acb22; } }
+  --s0: #6ea3ff; --s1: #f2a154; --s2: #5cc99a; --s3: #d98acb; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -41,21 +42,10 @@ figcaption, .note { color: var(--soft); font-size: 13px; line-height: 1.45; marg
 .note { margin: 0 0 14px; max-width: 78ch; }
 section > h3, .clusters + h3, ul + h3 { margin-top: 18px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 24px 26px; }
-.chart { display: block; width: 100%; height: auto; overflow: visible; }
-.grid { stroke: var(--line); stroke-width: 1; }
-.tick, .mark { paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
-.tick { fill: var(--soft); font-size: 11px; font-variant-numeric: tabular-nums; }
-.mark { font-size: 11.5px; font-weight: 600; }
-.line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
-.line.s0 { stroke: var(--s0); }
-.s0 { fill: var(--s0); } .s1 { fill: var(--s1); } .s2 { fill: var(--s2); } .s3 { fill: var(--s3); }
-.line.s0 { fill: none; }
-.empty { fill: var(--wash); stroke: var(--s3); stroke-width: .5; }
-.mean { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 4; }
-.key { margin-right: 10px; white-space: nowrap; }
-.key::before { content: ""; display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 5px; }
-.k0::before { background: var(--s0); } .k1::before { background: var(--s1); }
-.k2::before { background: var(--s2); } .k3::before { background: var(--s3); }
+.chart { display: block; width: 100%; height: auto; overflow: visible; color: var(--soft);
+  stroke-linejoin: round; }
+.chart text { font-family: inherit !important; font-variant-numeric: tabular-nums;
+  paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 18px 26px; }
 .pair + .pair { margin-top: 18px; }
 .pixels { width: 100%; height: auto; max-width: 480px; image-rendering: pixelated; display: block; }
@@ -83,6 +73,16 @@ section > p { margin: 0 0 4px; }
 footer { color: var(--soft); font-size: 12.5px; padding-bottom: 32px; }
 @media print { section { break-inside: avoid-page; } nav { display: none; } }
 """
+
+
+def number(value: float) -> str:
+    """Write a value with four significant digits, thousands separated."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 1000 or float(value).is_integer():
+        return f"{value:,.0f}"
+    digits = 3 - math.floor(math.log10(abs(value)))
+    return f"{value:.{digits}f}".rstrip("0").rstrip(".") if digits <= 6 else f"{value:.3g}"
 
 
 def page(title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[tuple[str, str, str]]) -> str:

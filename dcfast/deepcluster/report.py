@@ -7,7 +7,7 @@ import io
 import math
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dcfast.deepcluster.charts import Series, bar_chart, line_chart, number, size_chart, stacked_chart
+from dcfast.deepcluster.charts import bar_chart, line_chart, size_chart, stacked_chart
 from dcfast.deepcluster.data import DECODE_ERRORS, ImageData
 from dcfast.deepcluster.filters import first_filters, gradient_tiles, image_filters, mosaic
-from dcfast.deepcluster.page import page
+from dcfast.deepcluster.page import number, page
 from dcfast.deepcluster.run import Run, load_run
 
 __all__ = ["train_command", "write_report"]
@@ -135,27 +135,18 @@ def _duration(seconds: float) -> str:
 def _curves(metrics: list[dict[str, Any]]) -> str:
     figures = []
     for name, (title, caption) in CURVES.items():
-        series = Series(title, [record[name] for record in metrics])
-        if any(value is not None for value in series.values):
-            figures.append(_figure(title, line_chart(f"{title} by epoch", [series]), caption))
-    stages = [Series(name, [record["seconds"][stage] for record in metrics]) for stage, name in STAGES.items()]
-    figures.append(
-        _figure(
-            "Seconds per stage",
-            stacked_chart("Seconds per stage by epoch", stages, "s"),
-            _legend(STAGES.values()),
-        )
-    )
+        values = [record[name] for record in metrics]
+        if any(value is not None for value in values):
+            figures.append(_figure(title, line_chart(f"{title} by epoch", values), caption))
+    stages = {name: [record["seconds"][stage] for record in metrics] for stage, name in STAGES.items()}
+    chart = stacked_chart("Seconds per stage by epoch", stages)
+    figures.append(_figure("Seconds per stage", chart, "What each epoch took, the clustering included."))
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
 def _figure(title: str, body: str, caption: str) -> str:
     """Return a figure; ``body`` and ``caption`` are HTML."""
     return f"<figure><h3>{escape(title)}</h3>{body}<figcaption>{caption}</figcaption></figure>"
-
-
-def _legend(names: Iterable[str]) -> str:
-    return " ".join(f'<span class="key k{index}">{escape(name)}</span>' for index, name in enumerate(names))
 
 
 def _sizes(run: Run) -> str:
@@ -305,7 +296,7 @@ def _probe(probed: dict[str, Any]) -> str:
     chart = bar_chart(
         "Test accuracy of a linear classifier on each convolution block, untrained and trained",
         [layer["name"] for layer in layers],
-        [Series(name, [layer[name] for layer in layers]) for name in names],
+        {name: [layer[name] for layer in layers] for name in names},
         probed["chance"],
         "convolution block",
     )
@@ -325,7 +316,7 @@ def _probe(probed: dict[str, Any]) -> str:
     )
     head = "".join(f"<th>{name}</th>" for name in ("block", "features", "untrained", "trained", "gain"))
     return (
-        f"<figure>{chart}<figcaption>{_legend(names)} {text}</figcaption></figure>"
+        f"<figure>{chart}<figcaption>{text}</figcaption></figure>"
         f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
