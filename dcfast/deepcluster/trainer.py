@@ -280,6 +280,8 @@ def start(
     images = _look(data, config, display)
     config = config.resolve(len(images), images.side, images.source.kind)
     images.image_size = config.image_size or 0
+    with torch.device("meta"):
+        initial_model(config)  # refuses an image size that the network cannot take, before anything is written
     directory.create(
         {
             "options": config.to_dict(),
