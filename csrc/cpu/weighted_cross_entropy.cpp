@@ -124,11 +124,15 @@ inline T weight_of_class(T size) {
   return size > T(0) ? T(1) / size : T(0);
 }
 
-// The sum of all classes' weights, in order of index.
+// The sum of all classes' weights, in order of index and compensated: for float64 its error would be the largest.
 template <class F>
 double sum_of_weights(const typename F::Scalar* sizes, int64_t k) {
-  double sum = 0.0;
-  for (int64_t j = 0; j < k; ++j) sum += double(weight_of_class(sizes[j]));
+  double sum = 0.0, lost = 0.0;
+  for (int64_t j = 0; j < k; ++j) {
+    const double term = double(weight_of_class(sizes[j])) - lost, next = sum + term;
+    lost = (next - sum) - term;
+    sum = next;
+  }
   return sum;
 }
 

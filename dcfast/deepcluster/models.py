@@ -23,6 +23,9 @@ class NormalizedConv2d(nn.Conv2d):
     a network that sees colours.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
         super().__init__(3, out_channels, kernel_size, stride=stride, padding=padding)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)

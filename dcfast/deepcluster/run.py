@@ -101,7 +101,9 @@ class Run:
 
 def initial_model(options: TrainConfig) -> ConvNet:
     """Build the network of resolved options with its initial weights, a function of the seed alone."""
-    assert options.arch is not None and options.image_size is not None  # stored options are resolved
+    # Stored options are resolved.
+    assert options.arch is not None
+    assert options.image_size is not None
     with torch_draws(torch.device("cpu"), options.seed, Stream.MODEL):
         return build_model(options.arch, options.image_size, options.sobel, options.dropout)
 

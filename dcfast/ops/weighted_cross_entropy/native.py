@@ -11,6 +11,8 @@ from dcfast.ops import _native, _validate
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 # Logits of one call: some milliseconds; float16 and bfloat16 slices are widened to 16 MiB.
 _SLICE_ELEMENTS = 2**22
+# Logits that take about as long (15 us) as waking one more thread.
+_THREAD_ELEMENTS = 2**15
 
 
 def _slices(logits: torch.Tensor, wide: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -21,6 +23,10 @@ def _slices(logits: torch.Tensor, wide: torch.dtype) -> Iterator[tuple[slice, to
         rows = slice(start, min(n, start + step))
         x = logits[rows].to(wide)
         yield rows, x if x.stride(1) == 1 else x.contiguous()
+
+
+def _threads(x: torch.Tensor) -> int:
+    return min(_native.threads(), 1 + x.numel() // _THREAD_ELEMENTS)
 
 
 def _wide(logits: torch.Tensor) -> torch.dtype:
@@ -79,7 +85,7 @@ def weighted_cross_entropy(
             statistics[0, rows].data_ptr(),
             statistics[1, rows].data_ptr(),
             sums.data_ptr(),
-            _native.threads(),
+            _threads(x),
         )
     if reduction == "none":
         loss = losses
@@ -124,7 +130,7 @@ def weighted_cross_entropy_backward(
             statistics[0, rows].data_ptr(),
             statistics[1, rows].data_ptr(),
             out.data_ptr(),
-            _native.threads(),
+            _threads(x),
         )
         if logits.dtype != wide:
             gradient[rows] = out

@@ -6,14 +6,12 @@ begin with -inf leave no inf - inf. A last program sums losses and weights in do
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 
 from dcfast.ops import _validate
-from dcfast.ops._triton import CompileCase
+from dcfast.ops._triton import CompileCase, block, device_of
 
 _LARGEST_BLOCK = 4096
 _TOTALS_BLOCK = 1024
@@ -167,10 +165,10 @@ def _gradient(
         tl.store(out_ptr + columns, tl.where(active, gradient, 0.0).to(gradient_ptr.dtype.element_ty), mask=mask)
 
 
-def _block(k: int) -> tuple[int, int]:
+def _columns(k: int) -> tuple[int, int]:
     """Columns at a time, and the warps that share them: 16 elements per thread and more."""
-    block = min(_LARGEST_BLOCK, max(64, triton.next_power_of_2(k)))
-    return block, max(1, min(8, block // 512))
+    columns = block(k, 64, _LARGEST_BLOCK)
+    return columns, max(1, min(8, columns // 512))
 
 
 def _operands(
@@ -182,10 +180,6 @@ def _operands(
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
     x = logits if logits.stride(1) == 1 else logits.contiguous()
     return x, target.contiguous(), cluster_sizes.to(wide).contiguous()
-
-
-def _device(x: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def weighted_cross_entropy(
@@ -201,8 +195,8 @@ def weighted_cross_entropy(
     losses = torch.empty(n, dtype=sizes.dtype, device=x.device)
     statistics = torch.empty(2, n, dtype=sizes.dtype, device=x.device)
     sums = torch.empty(2, dtype=sizes.dtype, device=x.device)
-    block, num_warps = _block(k)
-    with _device(x):
+    columns, num_warps = _columns(k)
+    with device_of(x):
         if n > 0:
             _row_losses[(n,)](
                 x,
@@ -215,7 +209,7 @@ def weighted_cross_entropy(
                 k,
                 ignore_index,
                 LABEL_SMOOTHING=label_smoothing,
-                BLOCK=block,
+                BLOCK=columns,
                 num_warps=num_warps,
             )
         _totals[(1,)](
@@ -240,9 +234,9 @@ def weighted_cross_entropy_backward(
     n, k = x.shape
     gradient = torch.empty(n, k, dtype=x.dtype, device=x.device)
     grad, statistics = grad.expand(n), statistics.contiguous()
-    block, num_warps = _block(k)
+    columns, num_warps = _columns(k)
     if n > 0:
-        with _device(x):
+        with device_of(x):
             _gradient[(n,)](
                 grad,
                 x,
@@ -258,7 +252,7 @@ def weighted_cross_entropy_backward(
                 ignore_index,
                 LABEL_SMOOTHING=label_smoothing,
                 MEAN=reduction == "mean",
-                BLOCK=block,
+                BLOCK=columns,
                 num_warps=num_warps,
             )
     return gradient
@@ -281,8 +275,8 @@ def compile_cases() -> list[CompileCase]:
             )
         # Smoothing takes the most registers, a short row has the fewest threads.
         for k, label_smoothing in ((10_000, 0.1), (10_000, 0.0), (1000, 0.0))[: 3 if name == "fp32" else 1]:
-            block, num_warps = _block(k)
-            constants = {"LABEL_SMOOTHING": label_smoothing, "BLOCK": block}
+            columns, num_warps = _columns(k)
+            constants = {"LABEL_SMOOTHING": label_smoothing, "BLOCK": columns}
             saved = {"maxima_ptr": sums, "log_sums_ptr": sums}
             sizes = {"row_stride": "i32", "k": "i32", "ignore_index": "i32"}
             cases.append(
