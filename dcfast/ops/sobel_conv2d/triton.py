@@ -303,7 +303,7 @@ def _tile(dtype: torch.dtype, filters: int) -> dict[str, int]:
     if dtype == torch.float64:
         return {"BLOCK_P": 16, "BLOCK_O": 16, "BLOCK_T": 16, "num_warps": 4}
     if dtype == torch.float32:
-        return {"BLOCK_P": 64, "BLOCK_O": block(filters, 16, 64), "BLOCK_T": 16, "num_warps": 8}
+        return {"BLOCK_P": 32, "BLOCK_O": block(filters, 16, 64), "BLOCK_T": 16, "num_warps": 4}
     return {"BLOCK_P": 64, "BLOCK_O": block(filters, 16, 128), "BLOCK_T": 16, "num_warps": 8}
 
 
