@@ -42,18 +42,18 @@ test-offline: $(VENV)/.test
 	$(PYTEST) tests/offline --require-backends=$(OFFLINE_BACKENDS)
 
 bench: $(VENV)/.bench
-	$(PYTEST) benchmarks --import-mode=importlib -q -s
+	$(PYTEST) benchmarks/bench_*.py -q -s
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 	$(BIN)/mypy
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 mutate: $(VENV)/.test
 	$(BIN)/python tests/mutate.py

@@ -75,7 +75,7 @@ def compare(benchmark, request):
 def pytest_terminal_summary():
     if not _rows:
         return
-    table = Table("benchmark", "who", "ms (min of 5)", "slower than dcfast by", "share of the limit", "result")
+    table = Table("benchmark", "who", "ms (minimum)", "slower than dcfast by", "share of the limit", "result")
     for row in _rows:
         table.add_row(*row)
     Console(width=150).print(table)

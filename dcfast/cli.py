@@ -1,8 +1,7 @@
-"""The command line: ``dcfast train``, ``dcfast probe``."""
+"""The command line: ``dcfast train``, ``dcfast probe``, ``dcfast info``."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +37,9 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
     arch: Annotated[str | None, typer.Option(help="alexnet, vgg16 or small; by image size.")] = None,
     sobel: Annotated[bool, typer.Option(help="Look at Sobel gradients, or at colours.")] = True,
-    image_size: Annotated[int | None, typer.Option(help="Side of the crops: 16 for digits, 32 for small, else 224.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the crops: 16 for digits, 32 for small, else 224.")
+    ] = None,
     n_clusters: Annotated[int | None, typer.Option(help="k; one cluster per 50 images.")] = None,
     pca: Annotated[int, typer.Option(help="Principal components that k-means sees.")] = 256,
     kmeans_iterations: Annotated[int, typer.Option(help="Lloyd iterations per clustering.")] = 20,
@@ -62,11 +63,7 @@ def train(
 ) -> None:
     """Train a network by DeepCluster, or go on with a run that was interrupted."""
     if resume is not None:
-        given = [
-            name
-            for name in context.params
-            if name not in _RESUMABLE and _was_given(context, name)
-        ]
+        given = [name for name in context.params if name not in _RESUMABLE and _was_given(context, name)]
         if given:
             _fail(f"--resume takes {given[0].replace('_', '-')} from the run: give only --epochs or --workers with it")
     elif data is None:
@@ -82,7 +79,8 @@ def train(
         if resume is not None:
             run = deepcluster.resume(resume, epochs=epochs, workers=workers)
         else:
-            assert data is not None and output is not None
+            assert data is not None
+            assert output is not None
             options: dict[str, Any] = {
                 name: value
                 for name, value in context.params.items()
@@ -91,6 +89,48 @@ def train(
             run = deepcluster.start(data, output, TrainConfig(**options), overwrite=overwrite)
         run.fit()
         run.summary()
+
+
+@app.command()
+def probe(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    epochs: Annotated[int, typer.Option(help="Of every classifier.")] = 90,
+    lr: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.01,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 256,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of SGD.")] = 1e-4,
+    layer: Annotated[
+        list[int] | None, typer.Option(help="Convolution block, counted from 1; give it again for more. All of them.")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Folder of test images by class; a fifth of the run's own images.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Compare a run's network with the same network untrained, by a linear classifier on every convolution block."""
+    with _clean_errors("interrupted; nothing was written"):
+        from dcfast.deepcluster import probe as probing
+
+        result = probing.probe(
+            run,
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            layers=layer,
+            test=test,
+            device=device,
+        )
+    console = Console()
+    console.print(result.table())
+    console.print(f"report  {run / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def info() -> None:
+    """Show the version, the native build, the machine, and which backend serves each op, and why not the others."""
+    from dcfast.info import show
+
+    show()
 
 
 def _was_given(context: typer.Context, name: str) -> bool:
@@ -122,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -95,7 +95,7 @@ def test_published_initialisation():
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="image_size=65 is too large|at most 64"):
+    with pytest.raises(ValueError, match=r"image_size=65 is too large|at most 64"):
         SmallConvNet(65)
     with pytest.raises(ValueError, match="too small for 'alexnet'"):
         AlexNet(32)

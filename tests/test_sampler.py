@@ -49,7 +49,7 @@ def test_torch_draws_leave_the_callers_generator_alone():
 
 def test_seeds_keep_to_their_bits():
     seeds = [seed_for(0, Stream.KMEANS, epoch, bits=31) for epoch in range(200)]
-    assert 0 <= min(seeds)
+    assert min(seeds) >= 0
     assert max(seeds) < 2**31
     assert len(set(seeds)) == 200
 
@@ -100,9 +100,7 @@ def test_moved_points_ignore_the_names_of_clusters(pairs, random):
     renamed = np.array(names)[current]
     moved = moved_points(previous, current)
     assert moved == moved_points(previous, renamed)
-    stayed = sum(
-        max(np.sum((current == c) & (previous == p)) for p in range(5)) for c in np.unique(current)
-    )
+    stayed = sum(max(np.sum((current == c) & (previous == p)) for p in range(5)) for c in np.unique(current))
     assert moved == len(pairs) - stayed
 
 

@@ -5,7 +5,7 @@
 // its scratch (about 128 KiB, in L2), with the convolution's zero margins, and multiplies from there:
 //
 //   forward         out[o][p]   = sum_k w[o][k] S[k][p]     vectors of 8 pixels p of one output row
-//   weight          gw[o][k]    = sum_p g[o][p] S[p][k]     vectors along k; column K holds ones: the bias
+//   weight          gw[o][k]    = sum_p g[o][p] S[p][k]     vectors along k
 //   image           D[p][k]     = sum_o g[o][p] w[o][k]     vectors along k; D is added to the planes'
 //   gradient
 //
@@ -16,6 +16,8 @@
 // Tile: 2 vectors by kRows rows of accumulators (12 of 16 registers on AVX2, 24 of 32 on AVX-512). With two
 // loads and two FMAs per cycle (Zen 2 and later, Haswell and later), 12 FMAs hide the 4 or 5 cycles of
 // latency of each and need 8 loads.
+//
+// Long sums run in blocks of kSumBlock products, which halves their error. The bias is summed in double.
 //
 // Every sum is taken in an order that depends on the sizes alone: bands are no function of the thread count,
 // and the weight pass adds the partial sums of bands in double in the order of the bands.
@@ -41,7 +43,8 @@ constexpr int kRows = 6;
 constexpr int64_t kPlaneBytes = 128 * 1024;       // Sobel planes of a band, a quarter of a 512 KiB L2
 constexpr int64_t kImagePlaneBytes = 512 * 1024;  // wider bands where their halo costs multiplications
 constexpr int64_t kBlockGroups = 16;              // vectors of pixels that meet one panel of weights in L1
-constexpr int64_t kBlockPixels = 96;              // pixels whose patches are packed together; a multiple of kRows
+constexpr int64_t kSumBlock = 128;
+constexpr int64_t kBlockPixels = 96;  // pixels whose patches are packed together; a multiple of kRows
 
 template <class T>
 struct Simd;
@@ -61,20 +64,31 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// acc[r][v] = sum over q < n of a(r, q) * (the vector at b(q, v)), in registers.
+// sum[r][v] = sum over q < n of a(r, q) * (the vector at b(q, v)), in registers.
 template <class T, class A, class B>
-inline __attribute__((always_inline)) void multiply(int64_t n, A a, B b, typename Simd<T>::Vector acc[kRows][2]) {
+inline __attribute__((always_inline)) void multiply(int64_t n, A a, B b, typename Simd<T>::Vector sum[kRows][2]) {
+  int64_t start = 0;
+  do {  // n is at least 1
+    const int64_t stop = smaller(start + kSumBlock, n);
+    typename Simd<T>::Vector acc[kRows][2];
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = broadcast(T(0));
-  for (int64_t q = 0; q < n; ++q) {
-    typename Simd<T>::Vector b0 = load(b(q, 0)), b1 = load(b(q, 1));
+    for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = broadcast(T(0));
+    for (int64_t q = start; q < stop; ++q) {
+      typename Simd<T>::Vector b0 = load(b(q, 0)), b1 = load(b(q, 1));
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        typename Simd<T>::Vector ar = broadcast(a(r, q));
+        acc[r][0] = fmadd(ar, b0, acc[r][0]);
+        acc[r][1] = fmadd(ar, b1, acc[r][1]);
+      }
+    }
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      typename Simd<T>::Vector ar = broadcast(a(r, q));
-      acc[r][0] = fmadd(ar, b0, acc[r][0]);
-      acc[r][1] = fmadd(ar, b1, acc[r][1]);
+      sum[r][0] = start == 0 ? acc[r][0] : sum[r][0] + acc[r][0];
+      sum[r][1] = start == 0 ? acc[r][1] : sum[r][1] + acc[r][1];
     }
-  }
+    start = stop;
+  } while (start < n);
 }
 
 // Up to 8 consecutive pixels of an output row.
@@ -323,13 +337,24 @@ void pack_patches(const Sizes& s, const Plan& p, const T* planes, int64_t pixel,
         to += s.kernel_w;
       }
     }
-    *to++ = T(1);
     for (T* end = patches + n * p.patch + p.panels * panel_width<T>(); to < end; ++to) *to = T(0);
     if (++x == s.out_w) {
       x = 0;
       ++y;
     }
   }
+}
+
+// In 8 interleaved sums, to hide the latency of an addition.
+template <class T>
+double sum_of(const T* x, int64_t n) {
+  double lanes[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    for (int lane = 0; lane < 8; ++lane) lanes[lane] += double(x[i + lane]);
+  }
+  for (; i < n; ++i) lanes[0] += double(x[i]);
+  return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
 }
 
 template <class I, class T>
@@ -362,6 +387,9 @@ void weight_unit(const Sizes& s, const Plan& p, const I* image, const double* fo
         }
       }
     }
+  }
+  for (int64_t o = 0; o < s.filters; ++o) {
+    partial[o * width + p.columns] = T(sum_of(g + o * channel, out_rows * s.out_w));
   }
 }
 

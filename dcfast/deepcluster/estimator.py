@@ -75,9 +75,7 @@ class DeepCluster:
         self.options = options
         self.config = TrainConfig(n_clusters=n_clusters, **options)
 
-    def fit(
-        self, X: str | os.PathLike[str] | torch.utils.data.Dataset[Any], y: None = None
-    ) -> DeepCluster:
+    def fit(self, X: str | os.PathLike[str] | torch.utils.data.Dataset[Any], y: None = None) -> DeepCluster:
         """Train on 'digits', a folder of images, or a torch Dataset; ``y`` is ignored."""
         display = Display(None if self.verbose else Console(file=io.StringIO()))
         trainer = start(X, self.output, self.config, overwrite=self.overwrite, display=display)
@@ -90,8 +88,6 @@ class DeepCluster:
         self.n_iter_ = trainer.finished
         return self
 
-    def fit_predict(
-        self, X: str | os.PathLike[str] | torch.utils.data.Dataset[Any], y: None = None
-    ) -> np.ndarray:
+    def fit_predict(self, X: str | os.PathLike[str] | torch.utils.data.Dataset[Any], y: None = None) -> np.ndarray:
         """Train, and return ``labels_``."""
         return self.fit(X).labels_

@@ -97,9 +97,7 @@ def uniform_rows(seed: int, stream: Stream, epoch: int, start: int, count: int, 
 
 
 @contextmanager
-def torch_draws(
-    device: torch.device, seed: int, stream: Stream, epoch: int = 0, position: int = 0
-) -> Iterator[None]:
+def torch_draws(device: torch.device, seed: int, stream: Stream, epoch: int = 0, position: int = 0) -> Iterator[None]:
     """Seed torch's generators from the key inside the block; restore the caller's generators after it."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

@@ -23,6 +23,9 @@ class NormalizedConv2d(nn.Conv2d):
     a network that sees colours.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
         super().__init__(3, out_channels, kernel_size, stride=stride, padding=padding)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
@@ -92,9 +95,7 @@ class AlexNet(ConvNet):
         Units of each fully connected layer.
     """
 
-    def __init__(
-        self, image_size: int = 224, sobel: bool = True, dropout: float = 0.5, width: int = 4096
-    ) -> None:
+    def __init__(self, image_size: int = 224, sobel: bool = True, dropout: float = 0.5, width: int = 4096) -> None:
         plan: list[_Conv | _Pool] = [
             _Conv(96, 11, 4, 2),
             _Pool(3, 2),
@@ -119,16 +120,12 @@ class AlexNet(ConvNet):
 class VGG16(ConvNet):
     """VGG-16 with batch normalisation, as DeepCluster published it; parameters as for `AlexNet`, 32 pixels or more."""
 
-    def __init__(
-        self, image_size: int = 224, sobel: bool = True, dropout: float = 0.5, width: int = 4096
-    ) -> None:
+    def __init__(self, image_size: int = 224, sobel: bool = True, dropout: float = 0.5, width: int = 4096) -> None:
         plan: list[_Conv | _Pool] = []
         for channels, repeats in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
             plan += [_Conv(channels, 3, 1, 1)] * repeats + [_Pool(2, 2)]
         features, flat = _stack("vgg16", plan, image_size, sobel)
-        classifier = nn.Sequential(
-            nn.Linear(flat, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width)
-        )
+        classifier = nn.Sequential(nn.Linear(flat, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width))
         super().__init__(features, classifier, width)
 
 
@@ -139,9 +136,7 @@ class SmallConvNet(ConvNet):
     small images. Parameters as for `AlexNet`.
     """
 
-    def __init__(
-        self, image_size: int = 32, sobel: bool = True, dropout: float = 0.5, width: int = 512
-    ) -> None:
+    def __init__(self, image_size: int = 32, sobel: bool = True, dropout: float = 0.5, width: int = 512) -> None:
         plan: list[_Conv | _Pool] = [
             _Conv(32, 3, 1, 1),
             _Pool(2, 2),
@@ -155,9 +150,7 @@ class SmallConvNet(ConvNet):
         if image_size > 64:
             raise ValueError(f"image_size must be at most 64 for 'small', got {image_size}: use --arch alexnet")
         features, flat = _stack("small", plan, image_size, sobel)
-        classifier = nn.Sequential(
-            nn.Linear(flat, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width)
-        )
+        classifier = nn.Sequential(nn.Linear(flat, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width))
         super().__init__(features, classifier, width)
         # N(0, 0.01) suits the published width of 4,096; in narrower layers it shrinks the signal to nothing.
         for layer in self.classifier:
@@ -198,9 +191,7 @@ class _Pool:
         self.kernel, self.stride, self.padding = kernel, stride, 0
 
 
-def _stack(
-    arch: str, plan: Sequence[_Conv | _Pool], image_size: int, sobel: bool
-) -> tuple[nn.Sequential, int]:
+def _stack(arch: str, plan: Sequence[_Conv | _Pool], image_size: int, sobel: bool) -> tuple[nn.Sequential, int]:
     """Build the convolution blocks, and count the values that they leave per image."""
     layers: list[nn.Module] = []
     channels, size = 0, image_size

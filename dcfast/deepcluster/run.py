@@ -33,9 +33,7 @@ class Run:
         One per finished epoch.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None) -> None:
         self.dir = RunDir(path)
         self.config = self.dir.read_config()
         self.options = TrainConfig.from_dict(self.config["options"])
@@ -103,14 +101,14 @@ class Run:
 
 def initial_model(options: TrainConfig) -> ConvNet:
     """Build the network of resolved options with its initial weights, a function of the seed alone."""
-    assert options.arch is not None and options.image_size is not None  # stored options are resolved
+    # Stored options are resolved.
+    assert options.arch is not None
+    assert options.image_size is not None
     with torch_draws(torch.device("cpu"), options.seed, Stream.MODEL):
         return build_model(options.arch, options.image_size, options.sobel, options.dropout)
 
 
-def load_run(
-    path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None
-) -> Run:
+def load_run(path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None) -> Run:
     """Open a run directory for reading.
 
     Parameters

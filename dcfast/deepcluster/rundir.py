@@ -28,6 +28,7 @@ class RunDir:
         self.checkpoint = self.path / "checkpoint.pt"
         self.assignments = self.path / "assignments.npz"
         self.tensorboard = self.path / "tensorboard"
+        self.probe = self.path / "probe.json"
         self.report = self.path / "report.html"
 
     def require_free(self, overwrite: bool = False) -> None:
@@ -51,7 +52,7 @@ class RunDir:
 
     def _clear(self) -> None:
         # The configuration goes first: without it the directory is no run, so a kill leaves nothing half alive.
-        for path in (self.config, self.checkpoint, self.metrics, self.assignments, self.report):
+        for path in (self.config, self.checkpoint, self.metrics, self.assignments, self.probe, self.report):
             path.unlink(missing_ok=True)
             _partial(path).unlink(missing_ok=True)
         for events in self.tensorboard.glob("events.*"):
@@ -95,6 +96,19 @@ class RunDir:
             raise FileNotFoundError(f"{self.path} has no assignments yet: no epoch has ended")
         with np.load(self.assignments) as arrays:
             return dict(arrays)
+
+    def write_probe(self, result: dict[str, Any]) -> None:
+        """Replace ``probe.json``."""
+        text = json.dumps(result, indent=2) + "\n"
+        _replace(self.probe, lambda file: file.write(text.encode()))
+
+    def read_probe(self) -> dict[str, Any] | None:
+        """Return what the probe found, or None if it has not been run."""
+        return json.loads(self.probe.read_text()) if self.probe.exists() else None
+
+    def write_report(self, html: str) -> None:
+        """Replace ``report.html``."""
+        _replace(self.report, lambda file: file.write(html.encode()))
 
 
 def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -178,7 +178,7 @@ def train_epoch(
     )
     targets = torch.from_numpy(assignments[order]).to(device)
     sizes = torch.from_numpy(np.bincount(assignments)).to(device)
-    weighted, plain = InverseSizeCrossEntropy(), nn.CrossEntropyLoss()
+    criterion = InverseSizeCrossEntropy(sizes) if config.balance == "loss" else nn.CrossEntropyLoss()
     total = torch.zeros((), dtype=torch.float64, device=device)
     done = 0
     start = time.perf_counter()
@@ -188,7 +188,7 @@ def train_epoch(
             target = targets[done : done + len(images)]
             with torch_draws(device, config.seed, Stream.DROPOUT, epoch, step):
                 logits = top_layer(model(images))
-            loss = weighted(logits, target, sizes) if config.balance == "loss" else plain(logits, target)
+            loss = criterion(logits, target)
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             loss.backward()

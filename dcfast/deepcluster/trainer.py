@@ -54,7 +54,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, data: ImageData, directory: RunDir, display: Display) -> None:
         self.config, self.data, self.dir, self.display = config, data, directory, display
         self.device = torch.device(config.device)
-        self.model = initial_model(config).to(self.device, memory_format=torch.channels_last)
+        self.model = initial_model(config).to(self.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )

@@ -88,7 +88,8 @@ def _carry(words_ptr, sums, n_words, d, BLOCK: tl.constexpr):
         word_ptr += d
 
 
-@triton.jit
+# Specialised for d = 1, its index arithmetic differs enough for the compiler to spill.
+@triton.jit(do_not_specialize=["d", "n_words"])
 def _means(
     words_ptr,  # (clusters, n_words, d) int64
     low_ptr,  # (d,) int64
@@ -146,7 +147,8 @@ def _accumulate(
     words: torch.Tensor,
     counts: torch.Tensor,
 ) -> None:
-    (problems, n, d), clusters, items = x.shape, counts.numel(), labels.numel()
+    n, d = x.shape[1:]
+    clusters, items = counts.numel(), labels.numel()
     member = (labels >= 0) & (labels < k)
     if weight is not None:
         member &= weight != 0

@@ -1,16 +1,17 @@
-"""Labels by a float16 tensor-core pass whose error is bounded per score, and a recheck in double of what it leaves open.
+"""Labels by a float16 tensor-core pass with a bound on the error of every score, and a recheck in double of the rest.
 
 Units. Rows and centroids are shifted by m (the mean of the centroids) and scaled by one power of two s, so that the
-largest centroid element lies in [2^7, 2^8): c~ = (c - m) s, x~ = (x - m) s, c' and x' their float16 roundings, r_c and
-r_x the norms of what rounding dropped. The pass computes, for every centroid j, a lower bound v_j of the score
+largest centroid element lies in [2^7, 2^8): c~ = (c - m) s, x~ = (x - m) s, c' and x' their float16 roundings, r_c
+and r_x the norms of what rounding dropped. The pass computes, for every centroid j, a lower bound v_j of the score
 s_j = |c~_j|^2/2 - x~.c~_j:
 
     v_j = ((H_j - a_j) - n b_j) - x'.c'_j, its low 7 bits replaced by j's place in the tile,    H_j = |c~_j|^2/2
 
 With u = 2^-24, w = 1.05 2^-16, e = 0.8 2^-12 and n = max(|x'|, r_x / e), which for float16 is nearly always |x'|:
   * dropped by the rounding of operands: |x~.c~ - x'.c'| <= r_x |c~| + |x'| r_c <= n (e |c~| + r_c)
-  * the sum on tensor cores, in any order, with adders that truncate: A |x'||c'|, A = g_2d(2^-23), g_n(u) = nu/(1-nu);
-    above 1024 elements blocks of 1024 are summed on their own, then in float32: A = g_2048(2^-23) + g_blocks(2^-24)
+  * the sum on tensor cores, in any order, with adders that truncate: A |x'||c'|, A = g_2d(2^-23),
+    g_n(u) = nu/(1-nu); above 1024 elements blocks of 1024 are summed on their own, then in float32:
+    A = g_2048(2^-23) + g_blocks(2^-24)
   * three float32 operations (3 u) and the 7 bits (127 2^-23 < 0.993 2^-16) relative to H + n b + (1 + A)|x'||c'|,
     together below w
   * underflow: tau = (d + 2) 2^-120
@@ -18,10 +19,10 @@ so that a_j = w H_j + tau and b_j = (e |c~_j| + r_c + (A + w (1 + A)) |c'_j|) (1
 low bits costs 4 % of the bound and makes the three lowest of a tile three plain minima.
 
 The best, 1, is proved when v_2 > T = v_1 + 2 (a_1 + n b_1) + rho (|x~| + |c~_1|)^2 + slack, rho = (d + 4) 2^-53: then
-s_2 - s_1 exceeds what the roundings of the definition's D64 could reverse. Otherwise only centroids with v_j <= T can be
-nearest: two if v_3 > T, else every centroid is evaluated. `slack` is what underflow can do to D64 of float64 data; it is
-infinite where such data leaves the range in which D64 neither underflows nor overflows. Rows that float16 cannot hold
-(an element of 2^15 or more in these units) are evaluated against every centroid too.
+s_2 - s_1 exceeds what the roundings of the definition's D64 could reverse. Otherwise only centroids with v_j <= T can
+be nearest: two if v_3 > T, else every centroid is evaluated. `slack` is what underflow can do to D64 of float64 data;
+it is infinite where such data leaves the range in which D64 neither underflows nor overflows. Rows that float16 cannot
+hold (an element of 2^15 or more in these units) are evaluated against every centroid too.
 
 The rows left open go to two lists on the device, and kernels of a fixed number of programs walk them: no
 synchronisation. D64 is evaluated with fusion off: each multiplication and addition is rounded on its own.
@@ -281,7 +282,7 @@ def _recheck_pairs(
         c_problem = c_ptr + (problem0 + p) * c_stride_p
         acc1 = tl.zeros((BLOCK,), tl.float64)
         acc2 = acc1
-        for i in range(0, d):
+        for _ in range(0, d):
             x = widen(tl.load(x_row, mask=mask, other=0.0))
             t1 = x - widen(tl.load(c_problem + j1 * c_stride_r, mask=mask, other=0.0))
             t2 = x - widen(tl.load(c_problem + j2 * c_stride_r, mask=mask, other=0.0))
@@ -401,6 +402,8 @@ def _strides(x: torch.Tensor) -> tuple[int, int, int]:
     return x.stride(0), x.stride(1), x.stride(2)
 
 
+# With fewer warps some specialisations spill two registers.
+_OPERANDS_ROWS, _OPERANDS_OPTIONS = 8, {"num_warps": 8}
 _PAIR_OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}
 _ALL_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 # (rows per program, centroids at a time): few open rows get a program each, many share what is loaded.
@@ -445,11 +448,11 @@ def _assign(x: torch.Tensor, c: torch.Tensor, labels: torch.Tensor) -> None:
     def operands(v, half, out, problem0, rows, centroids):
         count, padded = half.shape[:2]
         # The interpreter pays per program.
-        rows_at_once = 8 if x.is_cuda else block_n if centroids else block_m
+        rows_at_once = _OPERANDS_ROWS if x.is_cuda else block_n if centroids else block_m
         _operands[(count * (padded // rows_at_once),)](
             v, shift, scale, live, half, out, *_strides(v), count * padded, problem0, rows, padded, d, d_padded,
             spread,
-            CENTROIDS=centroids, BLOCK_R=rows_at_once, BLOCK_D=block_d, num_warps=4,
+            CENTROIDS=centroids, BLOCK_R=rows_at_once, BLOCK_D=block_d, **_OPERANDS_OPTIONS,
         )  # fmt: skip
 
     operands(c, halves, stats, 0, k, True)
@@ -510,8 +513,8 @@ def compile_cases() -> list[CompileCase]:
                         **dict.fromkeys(("stats_stride", "problem0", "rows", "rows_padded", "d", "d_padded"), "i32"),
                         "spread": "fp32",
                     },
-                    {"CENTROIDS": centroids, "BLOCK_R": 8, "BLOCK_D": 64},
-                    {"num_warps": 4},
+                    {"CENTROIDS": centroids, "BLOCK_R": _OPERANDS_ROWS, "BLOCK_D": 64},
+                    _OPERANDS_OPTIONS,
                     divisible=("rows_padded", "d_padded"),
                 )
             )

@@ -44,7 +44,7 @@ def _split_empty(
             place = tl.argmax(empties, 0, tie_break_left=True)
             empties = tl.where(lane == place, 0, empties)
             empty = p * 0 + j0 + place
-            c0, c1, c2, c3 = tl.philox(
+            c0, c1, _, _ = tl.philox(
                 seed,
                 (iteration & 0xFFFFFFFF).to(tl.uint32),
                 ((iteration >> 32) & 0xFFFFFFFF).to(tl.uint32),

@@ -1,0 +1,391 @@
+"""``report.html``: a run on one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+import shlex
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dcfast.deepcluster.charts import bar_chart, line_chart, size_chart, stacked_chart
+from dcfast.deepcluster.data import DECODE_ERRORS, ImageData
+from dcfast.deepcluster.filters import first_filters, gradient_tiles, image_filters, mosaic
+from dcfast.deepcluster.page import number, page
+from dcfast.deepcluster.run import Run, load_run
+
+__all__ = ["train_command", "write_report"]
+
+CLUSTERS_SHOWN = 24
+IMAGES_PER_CLUSTER = 8
+THUMBNAIL = 64
+CORRUPT_NAMED = 20
+
+STAGES = {"features": "features", "pca": "PCA", "kmeans": "k-means", "training": "training"}
+
+# Metric -> name and caption of its curve.
+CURVES = {
+    "loss": (
+        "Loss",
+        "Mean cross-entropy of an epoch's crops against their clusters. Every clustering starts a new top layer, so it "
+        "need not fall.",
+    ),
+    "objective": ("k-means objective", "Mean squared distance of the whitened features to their centroid."),
+    "nmi_previous": ("NMI with the previous clustering", "1 means that the clustering no longer changes."),
+    "nmi_labels": ("NMI with the labels", "What the clusters tell about the classes, which training never sees."),
+    "n_moved": ("Images that moved", "Their cluster took most of its images from another cluster than theirs."),
+    "largest_cluster": ("Largest cluster", "Images in it. One that grows and grows is a solution that collapses."),
+    "n_empty": ("Empty clusters", "Left without images by k-means, and without an output in the top layer."),
+    "images_per_second": ("Images per second", "During training, not counting the clustering."),
+}
+
+
+def write_report(run_dir: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None) -> Path:
+    """Write the ``report.html`` of a run.
+
+    One file with its pictures and its style inside; it contains no script and refers to nothing outside.
+
+    Parameters
+    ----------
+    run_dir : str or path
+        A run with at least one finished epoch.
+    dataset : torch Dataset, optional
+        The images, for a run that was trained on a Dataset object.
+
+    Returns
+    -------
+    Path
+        The file, replaced in one step.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the directory holds no run, or no epoch has ended.
+
+    Notes
+    -----
+    Where the images cannot be opened any more, the page says so in place of the samples.
+    """
+    run = load_run(run_dir, dataset)
+    n_images = len(run.assignments["cluster"])  # raises before the first epoch has ended
+    sections = [
+        ("curves", "Training", _curves(run.metrics)),
+        ("sizes", "Cluster sizes", _sizes(run)),
+        ("filters", "First filters", _filters(run)),
+        ("samples", "Images by cluster", _samples(run)),
+    ]
+    probed = run.dir.read_probe()
+    if probed is not None:
+        sections.append(("probe", "Linear probe", _probe(probed)))
+    sections += [
+        ("configuration", "Configuration", _configuration(run)),
+        ("reproduce", "Go on, or repeat", _commands(run)),
+    ]
+    data = run.config["data"]
+    name = run.dir.path.resolve().name
+    lead = (
+        f"{run.options.arch} on {number(n_images)} images of {data['location']}, "
+        f"epoch {len(run.metrics)} of {run.options.epochs}"
+    )
+    run.dir.write_report(page(f"DeepCluster: {name}", lead, _key_numbers(run, probed), sections))
+    return run.dir.report
+
+
+def _key_numbers(run: Run, probed: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return (value, what it is) of the numbers at the head of the page."""
+    last = run.metrics[-1]
+    sizes = np.bincount(run.assignments["cluster"])
+    found = [
+        (number(len(run.assignments["cluster"])), "images"),
+        (f"{number(len(sizes))} / {number(run.options.n_clusters or 0)}", "clusters in use"),
+        (number(last["loss"]), "loss"),
+    ]
+    for name, what in (
+        ("nmi_previous", "NMI with the previous clustering"),
+        ("nmi_labels", "NMI with the labels"),
+    ):
+        latest = [record[name] for record in run.metrics if record[name] is not None]
+        if latest:
+            found.append((f"{latest[-1]:.3f}", what))
+    if probed is not None:
+        best = max(probed["layers"], key=lambda layer: layer["trained"])
+        found.append((f"{best['trained']:.1%}", f"best linear probe ({best['name']})"))
+    seconds = math.fsum(math.fsum(record["seconds"].values()) for record in run.metrics)
+    return [
+        *found,
+        (number(last["images_per_second"]), "images per second in training"),
+        (_duration(seconds), "in all"),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _curves(metrics: list[dict[str, Any]]) -> str:
+    figures = []
+    for name, (title, caption) in CURVES.items():
+        values = [record[name] for record in metrics]
+        if any(value is not None for value in values):
+            figures.append(_figure(title, line_chart(f"{title} by epoch", values), caption))
+    stages = {name: [record["seconds"][stage] for record in metrics] for stage, name in STAGES.items()}
+    chart = stacked_chart("Seconds per stage by epoch", stages)
+    figures.append(_figure("Seconds per stage", chart, "What each epoch took, the clustering included."))
+    return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def _figure(title: str, body: str, caption: str) -> str:
+    """Return a figure; ``body`` and ``caption`` are HTML."""
+    return f"<figure><h3>{escape(title)}</h3>{body}<figcaption>{caption}</figcaption></figure>"
+
+
+def _sizes(run: Run) -> str:
+    sizes = np.bincount(run.assignments["cluster"])
+    n_empty = int(run.metrics[-1]["n_empty"])
+    chart = size_chart(
+        f"Sizes of {len(sizes)} clusters from {sizes.max()} down to {sizes.min()} images, {n_empty} empty",
+        sizes.tolist(),
+        n_empty,
+    )
+    shares = sizes / sizes.sum()
+    effective = math.exp(-float((shares * np.log(shares)).sum()))
+    facts = (
+        f"The last clustering: {number(len(sizes))} clusters hold {number(int(sizes.min()))} to "
+        f"{number(int(sizes.max()))} images, {number(float(np.median(sizes)))} in the middle; {number(n_empty)} of "
+        f"{number(run.options.n_clusters or 0)} are empty. The exponential of the entropy of the sizes, the number "
+        f"of equal clusters that would be as even, is {number(round(effective))}."
+    )
+    return f"<figure>{chart}<figcaption>{facts}</figcaption></figure>"
+
+
+def _filters(run: Run) -> str:
+    before, after = first_filters(run.untrained_model()), first_filters(run.model)
+    change = float((after - before).norm() / before.norm())
+    on_gradients = before.shape[1] == 2
+    views = [
+        (
+            image_filters,
+            16 if len(before) > 32 else 8,
+            "As they act on the grey image." if on_gradients else "",
+        )
+    ]
+    if on_gradients:
+        views.append(
+            (
+                gradient_tiles,
+                12 if len(before) > 32 else 8,
+                "Their weights: on the x gradient to the left, on the y gradient to the right.",
+            )
+        )
+    rows = []
+    for view, columns, what in views:
+        pair = "".join(
+            _figure(
+                state,
+                _image(
+                    mosaic(view(weight), columns),
+                    f"The {len(before)} filters of conv1, {state.lower()}. {what}".rstrip(),
+                    "pixels",
+                ),
+                escape(what),
+            )
+            for state, weight in (("Untrained", before), ("Trained", after))
+        )
+        rows.append(f'<div class="pair">{pair}</div>')
+    seen = "Sobel's gradients of the grey image" if on_gradients else "the normalised colours"
+    text = (
+        f"The {len(before)} filters of the first convolution, which sees {seen}. Each is scaled by its largest weight; "
+        f"middle grey is zero. Training moved the weights by {change:.0%} of their initial norm."
+    )
+    return f'<p class="note">{text}</p>{"".join(rows)}'
+
+
+def _image(image: Image.Image, alt: str, css: str = "", title: str = "") -> str:
+    """Return an ``img`` with the picture inside: PNG for RGBA, JPEG for RGB."""
+    buffer = io.BytesIO()
+    kind = "png" if image.mode == "RGBA" else "jpeg"
+    image.save(buffer, kind, **({"quality": 85} if kind == "jpeg" else {"optimize": True}))
+    data = base64.b64encode(buffer.getvalue()).decode()
+    described = f' title="{escape(title)}"' if title else ""
+    return (
+        f'<img class="{css}" width="{image.width}" height="{image.height}" alt="{escape(alt)}"{described} '
+        f'src="data:image/{kind};base64,{data}">'
+    )
+
+
+def _samples(run: Run) -> str:
+    try:
+        data = run.dataset
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        return f'<p class="note">The images cannot be shown: {escape(str(error))}.</p>'
+    cluster, label = run.assignments["cluster"], run.assignments["label"]
+    majority = _majorities(cluster, label)
+    groups = _choose_clusters(np.bincount(cluster), majority)
+    text = (
+        f"Up to {IMAGES_PER_CLUSTER} images of {sum(len(group) for _, group in groups)} of the "
+        f"{number(int(cluster.max()) + 1)} clusters, evenly spaced in the order of the files."
+    )
+    if majority:
+        text += " The share is that of the most frequent class; training never sees the classes."
+    parts = [f'<p class="note">{text}</p>']
+    for title, chosen in groups:
+        cards = "".join(_card(data, int(number_), np.flatnonzero(cluster == number_), majority) for number_ in chosen)
+        parts.append(f'<h3>{escape(title)}</h3><div class="clusters">{cards}</div>')
+    return "".join(parts)
+
+
+def _majorities(cluster: np.ndarray, label: np.ndarray) -> dict[int, tuple[int, float]]:
+    """Return the most frequent label and its share for each cluster that has labelled images."""
+    known = label >= 0
+    found = {}
+    for one in np.unique(cluster[known]):
+        counts = np.bincount(label[known & (cluster == one)])
+        found[int(one)] = (int(counts.argmax()), float(counts.max() / counts.sum()))
+    return found
+
+
+def _choose_clusters(sizes: np.ndarray, majority: dict[int, tuple[int, float]]) -> list[tuple[str, list[int]]]:
+    """Choose which clusters to show: the purest where there are labels, and some over the range of sizes."""
+    by_size = np.argsort(-sizes, kind="stable").tolist()
+    purest: list[int] = []
+    if majority:
+        # Tiny clusters are pure by accident.
+        large = [one for one in by_size if one in majority and 2 * sizes[one] >= sizes.mean()]
+        purest = sorted(large, key=lambda one: -majority[one][1])[: CLUSTERS_SHOWN // 2]
+    rest = [one for one in by_size if one not in set(purest)]
+    places = np.linspace(0, len(rest) - 1, min(len(rest), CLUSTERS_SHOWN - len(purest))).round().astype(int)
+    groups = [
+        ("Purest clusters", purest),
+        ("From the largest to the smallest", [rest[place] for place in places]),
+    ]
+    return [(title, chosen) for title, chosen in groups if chosen]
+
+
+def _card(data: ImageData, one: int, members: np.ndarray, majority: dict[int, tuple[int, float]]) -> str:
+    places = np.linspace(0, len(members) - 1, min(len(members), IMAGES_PER_CLUSTER)).round().astype(int)
+    pictures = "".join(_thumbnail(data, int(members[place])) for place in places)
+    title = f"<b>Cluster {one}</b> {number(len(members))} {'image' if len(members) == 1 else 'images'}"
+    if one in majority:
+        label, share = majority[one]
+        name = data.class_names[label] if label < len(data.class_names) else f"class {label}"
+        title += f' <span class="share">{escape(name)} {share:.0%}</span>'
+    return f'<figure class="cluster"><figcaption>{title}</figcaption><div>{pictures}</div></figure>'
+
+
+def _thumbnail(data: ImageData, index: int) -> str:
+    name = data.source.names[data.indices[index]]
+    try:
+        return _image(data.thumbnail(index, THUMBNAIL), name, "thumb", name)
+    except DECODE_ERRORS as error:
+        return f'<span class="gone" title="{escape(name)}: {escape(str(error))}">unreadable</span>'
+
+
+def _probe(probed: dict[str, Any]) -> str:
+    layers = probed["layers"]
+    names = ("untrained", "trained")
+    chart = bar_chart(
+        "Test accuracy of a linear classifier on each convolution block, untrained and trained",
+        [layer["name"] for layer in layers],
+        {name: [layer[name] for layer in layers] for name in names},
+        probed["chance"],
+        "convolution block",
+    )
+    rows = "".join(
+        f"<tr><th>{escape(layer['name'])}</th><td>{number(layer['n_features'])}</td><td>{layer['untrained']:.1%}</td>"
+        f"<td>{layer['trained']:.1%}</td><td>{100 * (layer['trained'] - layer['untrained']):+.1f}</td></tr>"
+        for layer in layers
+    )
+    options = probed["options"]
+    text = (
+        "Test accuracy in per cent of a linear classifier on the average-pooled output of each convolution block, "
+        f"frozen after epoch {probed['epoch']}, against the same network untrained. {number(probed['n_train'])} images "
+        f"to train on, {number(probed['n_test'])} to test on ({escape(probed['test'])}), {number(probed['n_classes'])} "
+        f"classes; {options['epochs']} epochs of SGD at learning rate {options['lr']:g}, weight decay "
+        f"{options['weight_decay']:g}, batches of {options['batch_size']}. The dashed line is the share of the largest "
+        f"class, {probed['chance']:.1%}: what always naming it would reach."
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("block", "features", "untrained", "trained", "gain"))
+    return (
+        f"<figure>{chart}<figcaption>{text}</figcaption></figure>"
+        f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _configuration(run: Run) -> str:
+    data = run.config["data"]
+    about = {name: data[name] for name in ("kind", "location", "n_images", "n_corrupt", "has_labels", "fingerprint")}
+    tables = "".join(
+        _table(title, values)
+        for title, values in (
+            ("Options", run.config["options"]),
+            ("Images", about),
+            ("Made with", run.config["versions"]),
+        )
+    )
+    corrupt = ""
+    if data["corrupt"]:
+        names = "".join(f"<li>{escape(name)}</li>" for name in data["corrupt"][:CORRUPT_NAMED])
+        more = len(data["corrupt"]) - CORRUPT_NAMED
+        rest = f"<li>and {number(more)} more, named in config.json</li>" if more > 0 else ""
+        corrupt = f"<h3>Images that could not be read</h3><ul>{names}{rest}</ul>"
+    return f'<div class="tables">{tables}</div>{corrupt}'
+
+
+def _table(title: str, values: dict[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(_plain(value))}</td></tr>"
+        for name, value in values.items()
+    )
+    return f"<div><h3>{title}</h3><table><tbody>{rows}</tbody></table></div>"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "all" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _commands(run: Run) -> str:
+    where = str(run.dir.path)
+    resume = ["dcfast", "train", "--resume", where]
+    longer = [*resume, "--epochs", str(2 * (run.options.epochs or 0))]
+    parts = [
+        _command("Go on after an interruption; nothing is lost but the unfinished epoch.", resume),
+        _command("Train longer.", longer),
+        _command("Probe the layers, which renews this page.", ["dcfast", "probe", where]),
+    ]
+    repeat = train_command(run, f"{where}-again")
+    if repeat is None:
+        parts.append('<p class="note">The images came from a torch Dataset, so it takes Python to repeat the run.</p>')
+    else:
+        again = "Repeat the run: the same bits with the versions and the processor named under Configuration."
+        parts.append(_command(again, repeat))
+    return "".join(parts)
+
+
+def _command(what: str, words: Sequence[str]) -> str:
+    return f"<p>{escape(what)}</p><pre><code>{escape(shlex.join(words))}</code></pre>"
+
+
+def train_command(run: Run, output: str) -> list[str] | None:
+    """Return the words of the command that repeats a run, or None if its images came from a torch Dataset."""
+    if run.config["data"]["kind"] == "dataset":
+        return None
+    words = ["dcfast", "train", run.config["data"]["location"], "--output", output]
+    for name, value in run.options.to_dict().items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None:
+            words += [f"--{option}", str(value)]
+    return words
