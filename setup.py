@@ -18,7 +18,7 @@ def cuda_choice() -> str:
     choice = os.environ.get("DCFAST_CUDA", "auto").lower()
     if choice not in {"auto", "on", "off"}:
         raise SystemExit(f"DCFAST_CUDA={choice!r} is not a choice: use 'auto', 'on' or 'off'")
-    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc")
     if choice == "on" and nvcc is None:
         raise SystemExit("DCFAST_CUDA=on, but there is no nvcc: put it on the PATH, set CUDACXX, or use auto")
     enabled = choice != "off" and nvcc is not None
