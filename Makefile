@@ -32,6 +32,9 @@ demo: $(VENV)/.installed
 
 test: $(PROCESSES)
 
+# Threads that spin while they wait starve those that work wherever the cores are busy with something else.
+test-cpu test-interpreter test-offline: export OMP_WAIT_POLICY := PASSIVE
+
 test-cpu: $(VENV)/.test
 	$(PYTEST) tests --require-backends=native,reference
 
