@@ -8,14 +8,15 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
+from torch import nn
+
 from dcfast.deepcluster.config import TrainConfig
 from dcfast.deepcluster.crops import CentreCrops, RandomCrops, batches
 from dcfast.deepcluster.data import check_images, open_source
 from dcfast.deepcluster.models import SmallConvNet, build_top_layer
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.stages import cluster_features, extract_features, train_epoch
-from sklearn.decomposition import PCA
-from torch import nn
 
 N_IMAGES = 4_000
 
