@@ -34,6 +34,13 @@ def test_bands(dtype):
         assert_as_good_as_torch(ops.sobel_conv2d, make(BANDS, "contiguous", dtype))
 
 
+def test_an_output_that_asks_for_huge_pages():
+    arguments = make((1, 200, 210, 40, (1, 1), (1, 1), (0, 0)), "contiguous", torch.float32)
+    with ops.backend("native"):
+        assert ops.sobel_conv2d(*arguments).nbytes > 2 * _native._HUGE_PAGE
+        assert_as_good_as_torch(ops.sobel_conv2d, arguments)
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_geometry(data):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 import torch
@@ -23,6 +25,10 @@ except ImportError as error:
 _SLICE_SECONDS = 0.1
 # Operations of the first slice: 0.1 s at the 5 GFLOP/s of the slowest processor in mind.
 _FIRST_SLICE_OPERATIONS = 5e8
+
+_HUGE_PAGE = 2**21
+_MADV_HUGEPAGE = 14  # Linux, every architecture that this builds for
+_madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 
 _forked = False
 
@@ -73,6 +79,20 @@ def built_ops() -> tuple[frozenset[str], frozenset[str]]:
 def threads() -> int:
     """Threads of a native call: torch.get_num_threads(), but 1 in a forked child."""
     return 1 if _forked else torch.get_num_threads()
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """torch.empty on the CPU; a large one asks for huge pages.
+
+    The first write to fresh memory costs a page fault per 4 KiB, a quarter of the time of a fast kernel with a large
+    output; with pages of 2 MiB it costs a fifth of that. Advice only: where it is not taken, nothing changes.
+    """
+    tensor = torch.empty(shape, dtype=dtype)
+    if _madvise is not None and tensor.nbytes >= 2 * _HUGE_PAGE:
+        start = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
+        stop = (tensor.data_ptr() + tensor.nbytes) // _HUGE_PAGE * _HUGE_PAGE
+        _madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_HUGEPAGE)
+    return tensor
 
 
 def stream(device: torch.device) -> int:

@@ -71,7 +71,7 @@ def sobel_conv2d(
     (n, _, *size), (filters, _, *kernel) = image.shape, weight.shape
     sizes = _sizes(n, size, filters, kernel, stride, padding)
     units, packed_bytes, scratch_bytes, *_ = _plan(_FORWARD, _DTYPES[dtype], sizes)
-    output = torch.empty((n, filters, *sizes[10:12].tolist()), dtype=weight.dtype)
+    output = _native.empty((n, filters, *sizes[10:12].tolist()), weight.dtype)
     weight = weight.to(dtype).contiguous()
     bias = None if bias is None else bias.to(dtype).contiguous()
     packed, scratch = _bytes(packed_bytes), _bytes(scratch_bytes * n_threads)
@@ -161,7 +161,7 @@ def sobel_conv2d_backward_image(
     n, (filters, _, *kernel) = grad.shape[0], weight.shape
     sizes = _sizes(n, image_size, filters, kernel, stride, padding)
     units, packed_bytes, scratch_bytes, *_ = _plan(_IMAGE, _DTYPES[dtype], sizes)
-    output = torch.empty((n, 3, *image_size), dtype=grad.dtype)
+    output = _native.empty((n, 3, *image_size), grad.dtype)
     weight = weight.to(dtype).contiguous()
     packed, scratch = _bytes(packed_bytes), _bytes(scratch_bytes * n_threads)
     core.sobel_conv2d_pack(_IMAGE, _DTYPES[dtype], sizes.data_ptr(), weight.data_ptr(), packed.data_ptr())
