@@ -18,7 +18,7 @@ from dcfast.deepcluster.models import SmallConvNet, build_top_layer
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.stages import cluster_features, extract_features, train_epoch
 
-N_IMAGES = 4_000
+N_IMAGES = 1_500
 
 
 class Noise(torch.utils.data.Dataset):

@@ -14,6 +14,9 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent))
 import roofline
 
+_PAUSE = 0.02  # seconds
+_SHORT = 0.05  # seconds: calls below are run once more before they are timed
+
 _rows: list[tuple[str, ...]] = []
 
 
@@ -43,17 +46,30 @@ def compare(benchmark, request):
         times: dict[str, list[float]] = {name: [] for name in peers}
         flops, bandwidth = [], []
 
+        def settle(call: Callable[[], object]) -> None:
+            # Each library has a pool of threads that spin for some milliseconds after their work: let them go to
+            # sleep, and have the own pool awake, or a short call is timed against somebody else's waiting.
+            time.sleep(_PAUSE)
+            if durations[call] < _SHORT:
+                call()
+
         def others() -> None:
             for name, peer in peers.items():
+                settle(peer)
                 began = time.perf_counter()
                 peer()
                 times[name].append(time.perf_counter() - began)
+            time.sleep(_PAUSE)
             flops.append(roofline.flops())
             bandwidth.append(roofline.bandwidth())
+            settle(ours)
 
-        ours()  # loads, compiles and warms up
-        for peer in peers.values():
-            peer()
+        durations = {}
+        for call in (ours, *peers.values()):
+            call()  # loads, compiles and warms up
+            began = time.perf_counter()
+            call()
+            durations[call] = time.perf_counter() - began
         benchmark.pedantic(ours, setup=others, rounds=rounds)
         own = benchmark.stats.stats.min
         share = ""

@@ -112,7 +112,7 @@ def weighted_cross_entropy_backward(
     if reduction == "mean":
         row_gradients = row_gradients / total_weight
     row_gradients = row_gradients.expand(n)
-    gradient = torch.empty(n, k, dtype=logits.dtype)
+    gradient = _native.empty((n, k), logits.dtype)
     for rows, x in _slices(logits, wide):
         out = gradient[rows] if logits.dtype == wide else torch.empty(x.shape, dtype=wide)
         _native.cpu().weighted_cross_entropy_backward(
