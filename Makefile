@@ -19,7 +19,8 @@ ifeq ($(shell uname -s),Linux)
 endif
 OFFLINE_BACKENDS := triton-offline$(if $(shell command -v nvcc),$(shell echo ,)cuda-offline)
 
-.PHONY: demo test test-cpu test-interpreter test-offline bench lint format mutate wheel clean distclean
+.PHONY: demo test test-cpu test-sklearn test-interpreter test-offline bench lint format mutate sanitize sanitize-memory \
+  sanitize-threads wheel clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -34,6 +35,12 @@ test: $(PROCESSES)
 
 # Threads that spin while they wait starve those that work wherever the cores are busy with something else.
 test-cpu test-interpreter test-offline: export OMP_WAIT_POLICY := PASSIVE
+
+# Ten seeds of the tests that come with scikit-learn, where `make test` runs two.
+test-sklearn: export DCFAST_SKLEARN_SEEDS := 0-9
+test-sklearn: export OMP_WAIT_POLICY := PASSIVE
+test-sklearn: $(VENV)/.test
+	$(PYTEST) tests/test_sklearn_suite.py -s
 
 test-cpu: $(VENV)/.test
 	$(PYTEST) tests --require-backends=native,reference
@@ -60,6 +67,26 @@ format: $(VENV)/.lint
 
 mutate: $(VENV)/.test
 	$(BIN)/python tests/mutate.py
+
+# The sanitizers of addresses and of undefined behaviour under the tests of the ops and of k-means, and the one of
+# threads on a C++ program. Linux with g++, clang, libomp and libarcher (see CONTRIBUTING.md).
+sanitize: sanitize-memory sanitize-threads
+
+SANITIZE := $(abspath build/sanitize)
+SANITIZED_TESTS := $(addprefix tests/test_,$(addsuffix .py,accumulate assign bisecting faiss hard_inputs inertia kmeans \
+  kmeans_plusplus lloyd minibatch points sobel_conv2d split_empty weighted_cross_entropy))
+
+# Python itself is not built for the sanitizer, so that its library comes first by LD_PRELOAD, and what the interpreter
+# leaves to the end of the process is no leak. A report ends the process, past the capture of file descriptors.
+sanitize-memory: export OMP_WAIT_POLICY := PASSIVE
+sanitize-memory: $(SANITIZE)/.built
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZE) \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  $(PYTEST) --capture=sys -p no:cacheprovider $(SANITIZED_TESTS)
+
+# Archer tells the thread sanitizer where OpenMP's threads wait for one another.
+sanitize-threads: $(SANITIZE)/threads
+	OMP_TOOL_LIBRARIES=$(ARCHER) TSAN_OPTIONS=ignore_noninstrumented_modules=1 $<
 
 wheel: dist/.built
 
@@ -97,6 +124,29 @@ $(VENV)/.installed: dist/.built
 $(VENV)/.test: $(VENV)/.installed
 	$(INSTALL) "$(WHEEL)[test]"
 	touch $@
+
+# The package as it is here, over a core with both sanitizers.
+$(SANITIZE)/.built: $(VENV)/.test
+	@[ -e "$$(g++ -print-file-name=libasan.so)" ] && [ -e "$$(g++ -print-file-name=libubsan.so)" ] || \
+	  { echo 'g++ has no libasan or libubsan: apt-get install g++' >&2; exit 1; }
+	@mkdir -p $(SANITIZE)
+	rm -rf $(SANITIZE)/dcfast && cp -r dcfast $(SANITIZE) && rm -f $(SANITIZE)/dcfast/_C.*
+	PATH="$(BIN):$$PATH" cmake -S . -B $(SANITIZE)/cmake -GNinja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DCMAKE_CXX_COMPILER=g++ -DPython_EXECUTABLE=$(BIN)/python -DDCFAST_OUTPUT_DIR=$(SANITIZE)/dcfast \
+	  -DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer" \
+	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"
+	PATH="$(BIN):$$PATH" cmake --build $(SANITIZE)/cmake
+	touch $@
+
+ARCHER = $(abspath $(shell clang++ -print-resource-dir)/../../libarcher.so)
+DRIVEN := $(filter-out csrc/cpu/dispatch.cpp,$(wildcard csrc/cpu/*.cpp))
+
+$(SANITIZE)/threads: tests/sanitize/driver.cpp $(filter csrc/%,$(SOURCES))
+	@command -v clang++ >/dev/null || { echo 'no clang++: apt-get install clang' >&2; exit 1; }
+	@[ -e "$(ARCHER)" ] || { echo 'no $(ARCHER): apt-get install libomp-dev' >&2; exit 1; }
+	@mkdir -p $(SANITIZE)
+	clang++ -std=c++17 -O1 -g -Wall -Wextra -fsanitize=thread -fopenmp -ffp-contract=off -fno-math-errno \
+	  -DDCFAST_ISA=baseline -Icsrc/include -Icsrc/cpu $< $(DRIVEN) -o $@
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(INSTALL) "$(WHEEL)[bench]"

@@ -18,7 +18,7 @@ from dcfast.deepcluster.models import SmallConvNet, build_top_layer
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.stages import cluster_features, extract_features, train_epoch
 
-N_IMAGES = 1_500
+N_IMAGES = 800  # enough for 20 clusters of 40, the least that faiss asks for
 
 
 class Noise(torch.utils.data.Dataset):
@@ -53,7 +53,7 @@ class EagerSobelConv(nn.Module):
 
 @pytest.mark.parametrize("balance", ["sampler", "loss"])
 def test_epoch(compare, balance):
-    options = {"n_clusters": 100, "pca": 128, "epochs": 1, "arch": "small", "balance": balance}
+    options = {"n_clusters": 20, "pca": 128, "epochs": 1, "arch": "small", "balance": balance}
     data = check_images(open_source(Noise()), None, 0, 0)
     config = TrainConfig(**options).resolve(len(data), data.side, "dataset")
     data.image_size = config.image_size
@@ -107,7 +107,7 @@ def test_epoch(compare, balance):
             total, done = total + loss.item() * len(images), done + len(images)
         quality["eager"] = f"objective {distances.mean():.4f}, loss {total / done:.3f}"
 
-    compare(ours, {"eager": eager}, quality=quality)
+    compare(ours, {"eager": eager}, quality=quality, rounds=3)
 
 
 def _silent():

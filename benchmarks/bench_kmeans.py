@@ -1,42 +1,78 @@
 """A whole fit against faiss-cpu and scikit-learn: same data, start, iterations, threads; the objective is shown too."""
 
+import os
+
 import faiss
 import numpy as np
 import pytest
 import sklearn.cluster
 import torch
 
-from dcfast import KMeans
+from dcfast import KMeans, kmeans_plusplus
 
-SHAPES = [(100_000, 256, 1_000, 5), (200_000, 64, 1_000, 5), (1_000_000, 16, 64, 5), (1_000_000, 2, 10, 10)]
+SHAPES = [
+    (100_000, 256, 1_000, 10),
+    (200_000, 64, 1_000, 10),
+    (1_000_000, 16, 64, 10),
+    (1_000_000, 2, 10, 10),
+    (50_000, 3_072, 100, 5),
+]
+
+
+def compare_fits(compare, x, start, iterations):
+    n, d = x.shape
+    k = len(start)
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    quality = {}
+
+    def ours():
+        model = KMeans(k, init=start, n_init=1, max_iter=iterations, tol=0).fit(x)
+        quality["dcfast"] = f"objective {model.inertia_:.6e}, {model.n_iter_} iterations"
+
+    def theirs_faiss():
+        model = faiss.Kmeans(d, k, niter=iterations, max_points_per_centroid=n, min_points_per_centroid=1)
+        model.train(x, init_centroids=start)
+        distances, _ = model.index.search(x, 1)
+        quality["faiss"] = f"objective {distances.sum(dtype=np.float64):.6e}, {len(model.obj)} iterations"
+
+    def theirs_sklearn():
+        model = sklearn.cluster.KMeans(k, init=start, n_init=1, max_iter=iterations, tol=0).fit(x)
+        quality["scikit-learn"] = f"objective {model.inertia_:.6e}, {model.n_iter_} iterations"
+
+    # Every iteration of the plain algorithm assigns once, and once more after the last update.
+    compare(
+        ours,
+        {"faiss": theirs_faiss, "scikit-learn": theirs_sklearn},
+        operations=2.0 * n * d * k * (iterations + 1),
+        quality=quality,
+        rounds=3,
+    )
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(("n", "d", "k", "iterations"), SHAPES)
 def test_kmeans(compare, n, d, k, iterations):
     x = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
-    start = x[:k].copy()
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    quality = {}
+    compare_fits(compare, x, x[:k].copy(), iterations)
 
-    def ours():
-        model = KMeans(k, init=start, n_init=1, max_iter=iterations, tol=0).fit(x)
-        quality["dcfast"] = f"objective {model.inertia_:.6e}"
 
-    def theirs_faiss():
-        model = faiss.Kmeans(d, k, niter=iterations, max_points_per_centroid=n, min_points_per_centroid=1)
-        model.train(x, init_centroids=start)
-        distances, _ = model.index.search(x, 1)
-        quality["faiss"] = f"objective {distances.sum(dtype=np.float64):.6e}"
+@pytest.mark.parametrize("k", [1_000, 100])
+def test_kmeans_of_features(compare, k):
+    """To convergence, or 100 iterations, on real features: DCFAST_FEATURES names a .npy file of them, (N, d)."""
+    path = os.environ.get("DCFAST_FEATURES")
+    if path is None:
+        pytest.skip("DCFAST_FEATURES names no file")
+    x = np.load(path).astype(np.float32)
+    start = x[np.random.default_rng(0).choice(len(x), k, replace=False)]
+    compare_fits(compare, x, start, 100)
 
-    def theirs_sklearn():
-        model = sklearn.cluster.KMeans(k, init=start, n_init=1, max_iter=iterations, tol=0).fit(x)
-        quality["scikit-learn"] = f"objective {model.inertia_:.6e}"
 
-    # Every iteration assigns once, and once more after the last update.
+def test_kmeans_plusplus(compare):
+    n, d, k = 100_000, 256, 1_000
+    x = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
     compare(
-        ours,
-        {"faiss": theirs_faiss, "scikit-learn": theirs_sklearn},
-        operations=2.0 * n * d * k * (iterations + 1),
-        quality=quality,
+        lambda: kmeans_plusplus(x, k, random_state=0),
+        {"scikit-learn": lambda: sklearn.cluster.kmeans_plusplus(x, k, random_state=0)},
+        operations=2.0 * n * d * k * (2 + int(np.log(k))),
+        rounds=1,
     )

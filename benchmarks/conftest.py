@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -79,7 +80,7 @@ def compare(benchmark, request):
             share = f"{moved / own / max(bandwidth):.0%} of {max(bandwidth) / 1e9:.1f} GB/s"
         benchmark.extra_info.update(share=share, quality=quality or {})
         quality = quality or {}
-        _rows.append((request.node.name, "dcfast", f"{own * 1e3:.2f}", "", share, quality.get("dcfast", "")))
+        _rows.append((escape(request.node.name), "dcfast", f"{own * 1e3:.2f}", "", share, quality.get("dcfast", "")))
         for name, seconds in times.items():
             benchmark.extra_info[name] = min(seconds)
             ratio = f"{min(seconds) / own:.2f} x"

@@ -8,9 +8,14 @@ __version__ = version("dcfast")
 
 # Public names and where they live. Loaded on first use: `import dcfast` alone imports no scikit-learn.
 _LAZY = {
+    "BisectingKMeans": "dcfast.cluster.bisecting",
     "KMeans": "dcfast.cluster.kmeans",
+    "MiniBatchKMeans": "dcfast.cluster.minibatch",
     "PCAWhiten": "dcfast.cluster.whiten",
     "DeepCluster": "dcfast.deepcluster",
+    "faiss": "dcfast.faiss",
+    "k_means": "dcfast.cluster.functions",
+    "kmeans_plusplus": "dcfast.cluster.functions",
     "nn": "dcfast.nn",
     "ops": "dcfast.ops",
 }

@@ -141,9 +141,18 @@ class SobelConv2d(torch.nn.Module):
         if self.bias is not None:
             torch.nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) -> (N, out_channels, H', W')."""
-        return ops.sobel_conv2d(image, self.weight, self.bias, self.stride, self.padding, self.mean, self.std)
+    def forward(
+        self,
+        image: torch.Tensor,
+        scale: torch.Tensor | None = None,
+        shift: torch.Tensor | None = None,
+        relu: bool = False,
+    ) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, out_channels, H', W'), for inference with the epilogue of `dcfast.ops.sobel_conv2d`."""
+        geometry = (self.stride, self.padding)
+        return ops.sobel_conv2d(
+            image, self.weight, self.bias, *geometry, self.mean, self.std, scale=scale, shift=shift, relu=relu
+        )
 
     def extra_repr(self) -> str:
         """What `print` shows beside the class."""

@@ -20,6 +20,8 @@ SKIP_REASONS = (
     r"no build tools",
     r"no objdump or nm",
     r"no qemu-x86_64",
+    r"no /proc",
+    r"chromium is not installed",
     r"not an x86-64 processor",
     r"an editable install is under test",
     r"torch's own arithmetic follows its flush mode",

@@ -104,7 +104,7 @@ def test_same_words_for_every_instruction_set_and_thread_count(monkeypatch, isa,
     with ops.backend("reference"):
         expected = ops.accumulate(x, labels, 11, weight)
     monkeypatch.setenv("DCFAST_ISA", isa)
-    monkeypatch.setattr(_native, "threads", lambda: threads)
+    monkeypatch.setattr(_native, "threads", lambda *_: threads)
     with ops.backend("native"):
         sums = ops.accumulate(x, labels, 11, weight)
     assert torch.equal(sums.words, expected.words)
@@ -189,3 +189,46 @@ def test_opcheck(cpu_backend):
     torch.library.opcheck(torch.ops.dcfast.accumulate.default, (x, labels, 3, weight, *grid))
     sums = ops.accumulate(x, labels, 3, weight)
     torch.library.opcheck(torch.ops.dcfast.means.default, (sums.words, grid.low, sums.total, torch.zeros(3, 5)))
+    moved = (sums.words.clone(), sums.counts.clone(), x, labels.flip(0), labels, weight, grid.low)
+    torch.library.opcheck(torch.ops.dcfast.accumulate_moves.default, moved)
+    torch.library.opcheck(torch.ops.dcfast.column_range.default, (x, weight))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("n", "d", "k"), SHAPES)
+def test_running_sums_follow_the_labels(cpu_backend, n, d, k, dtype, weighted):
+    x, labels, weight = make(n, d, k, dtype, weighted=weighted)
+    weight_grid = ops.sum_grid(weight[:, None]) if weighted else None
+    running = ops.RunningSums(k, ops.sum_grid(x, weight), weight_grid)
+    previous = torch.full_like(labels, -1)
+    generator = torch.Generator().manual_seed(n)
+    for share in (1.0, 0.3, 0.0, 1.0):
+        moves = torch.rand(n, generator=generator) < share
+        labels = torch.where(moves, torch.randint(-1, k, (n,), generator=generator), labels)
+        half = n // 2  # in two parts
+        for rows in (slice(0, half), slice(half, n)):
+            own = None if weight is None else weight[rows]
+            running.move(x[rows], labels[rows], previous[rows], own)
+        expected, result = ops.accumulate(x, labels, k, weight), running.sums()
+        assert torch.equal(result.words, expected.words)
+        assert torch.equal(result.counts, expected.counts)
+        assert torch.equal(result.total, expected.total)
+        previous = labels
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "d"), [(0, 3), (1, 1), (1000, 1), (1001, 3), (300, 40), (5, 700)])
+def test_column_range(cpu_backend, n, d, dtype, weighted):
+    x, _, weight = make(max(n, 1), d, 2, dtype, weighted=weighted)
+    x = x[:n]
+    weight = None if weight is None else weight[:n]
+    if n > 4:
+        x[1], x[2, 0], x[3, -1], x[4] = 0, torch.nan, -torch.inf, -x[4].abs()
+    smallest, largest = ops.column_range(x, weight)
+    for i in range(min(d, 5)):
+        column = x[:, i].double() * (1 if weight is None else weight)
+        magnitudes = [abs(v) for v in column.tolist() if 0 < abs(v) < float("inf")]
+        assert smallest[i] == min(magnitudes, default=float("inf"))
+        assert largest[i] == max(magnitudes, default=0)

@@ -7,7 +7,7 @@ from dcfast import ops
 from dcfast.ops import _native
 
 SHAPES = [(1, 1, 1), (5, 3, 2), (100, 7, 33), (257, 64, 100), (300, 300, 50), (97, 513, 17), (13, 1, 40)]
-KINDS = ["normal", "lattice", "huge", "tiny", "duplicates", "offset", "mixed", "nonfinite"]
+KINDS = ["normal", "lattice", "holes", "huge", "tiny", "duplicates", "offset", "mixed", "nonfinite"]
 
 
 def make(n, d, k, kind, dtype):
@@ -16,6 +16,8 @@ def make(n, d, k, kind, dtype):
     c = torch.randn(k, d, generator=generator)
     if kind == "lattice":  # ties everywhere
         x, c = (2 * x).round(), (2 * c).round()
+    elif kind == "holes":  # of a lattice: every centroid is as near as every other
+        x, c = x.round() * 0, c.sign()
     elif kind == "huge":
         x, c = x * 1e20, c * 1e20
     elif kind == "tiny":
@@ -73,9 +75,21 @@ def test_float64_beyond_the_range_of_squares_follows_ieee(scale):
         assert torch.equal(ops.assign(x, c), reference(x, c))
 
 
-def test_near_ties_in_the_last_bit():
-    x = torch.rand(200, 16, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("d", [16, 64])
+def test_near_ties_in_the_last_bit(d):
+    x = torch.rand(200, d, generator=torch.Generator().manual_seed(0))
     c = torch.cat([x[:50], torch.nextafter(x[:50], torch.ones(1)), torch.nextafter(x[:50], torch.zeros(1))])
+    with ops.backend("native"):
+        assert torch.equal(ops.assign(x, c), reference(x, c))
+
+
+@pytest.mark.parametrize("d", [16, 64, 300])
+def test_gaps_below_the_precision_of_the_pass(d):
+    # Centroids that differ by 1e-5 of their length: neither float32 sums nor int16 operands can tell them apart.
+    generator = torch.Generator().manual_seed(d)
+    x = torch.randn(500, d, generator=generator)
+    c = torch.randn(8, d, generator=generator).repeat_interleave(40, 0)
+    c = c * (1 + 1e-5 * torch.rand(len(c), 1, generator=generator))
     with ops.backend("native"):
         assert torch.equal(ops.assign(x, c), reference(x, c))
 
@@ -85,7 +99,7 @@ def test_near_ties_in_the_last_bit():
 def test_same_labels_for_every_instruction_set_and_thread_count(monkeypatch, isa, threads):
     x, c = make(1000, 33, 61, "lattice", torch.float32)
     monkeypatch.setenv("DCFAST_ISA", isa)
-    monkeypatch.setattr(_native, "threads", lambda: threads)
+    monkeypatch.setattr(_native, "threads", lambda *_: threads)
     with ops.backend("native"):
         assert torch.equal(ops.assign(x, c), reference(x, c))
 
@@ -113,6 +127,58 @@ def test_batched_and_strided(cpu_backend):
     wide = torch.randn(40, 12, generator=torch.Generator().manual_seed(1))
     assert torch.equal(ops.assign(wide[:, ::2], c), reference(wide[:, ::2].contiguous(), c))
     assert torch.equal(ops.assign(wide.T[:6].T, c), reference(wide[:, :6].contiguous(), c))
+
+
+def moved(c, kind, share, generator):
+    """The centroids of the iteration after `c`: a share of them elsewhere, some only a hair, one a copy of another."""
+    k = c.shape[0]
+    changed = torch.randperm(k, generator=generator)[: max(1, int(share * k))]
+    new = c.clone()
+    step = torch.randn(len(changed), c.shape[1], generator=generator).to(c.dtype) * c[changed].abs()
+    new[changed] += step * torch.tensor([0.5, 1e-3, 1e-7]).to(c.dtype).repeat(len(changed))[: len(changed), None]
+    if kind == "duplicates":
+        new[changed[0]] = new[0]
+    if kind == "nonfinite":
+        new[changed[-1]] = torch.nan
+    return new
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0, 0.05, 0.4, 0.8, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_reassign_is_assign(cpu_backend, dtype, share, kind):
+    for n, d, k in [(257, 64, 100), (300, 33, 7), (97, 513, 17), (100, 5, 33)]:
+        x, c = make(n, d, k, kind, dtype)
+        generator = torch.Generator().manual_seed(n)
+        labels = reference(x, c)
+        for _ in range(3):
+            new = moved(c, kind, share, generator) if share else c.clone()
+            labels = ops.reassign(x, new, c, labels)
+            assert torch.equal(labels, reference(x, new))
+            c = new
+
+
+def test_reassign_on_real_steps(cpu_backend):
+    # Means of their members, as k-means moves them: most rows stay, few centroids change at last.
+    x = torch.randn(2000, 40, generator=torch.Generator().manual_seed(0)) + 3 * torch.eye(40)[torch.arange(2000) % 40]
+    c = x[:60].clone()
+    labels = reference(x, c)
+    for _ in range(12):
+        new = ops.means(ops.accumulate(x, labels, 60), c)
+        labels = ops.reassign(x, new, c, labels)
+        assert torch.equal(labels, reference(x, new))
+        c = new
+
+
+def test_reassign_checks_its_arguments():
+    x, c = make(20, 5, 4, "normal", torch.float32)
+    with pytest.raises(ValueError, match="previous is torch"):
+        ops.reassign(x, c, c.double(), torch.zeros(20, dtype=torch.int64))
+    with pytest.raises(ValueError, match="labels"):
+        ops.reassign(x, c, c, torch.zeros(19, dtype=torch.int64))
+    with pytest.raises(ValueError, match="one problem"):
+        ops.reassign(x[None], c[None], c[None], torch.zeros(1, 20, dtype=torch.int64))
+    torch.library.opcheck(torch.ops.dcfast.reassign.default, (x, c, c + 1, reference(x, c)))
 
 
 def test_empty_inputs(cpu_backend):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-from array import array
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -27,10 +26,10 @@ FLOAT_OPS = {"sobel_conv2d", "weighted_cross_entropy"}
 x86 = pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="not an x86-64 processor")
 
 
-def python(code, *, timeout=120, interpreter=(sys.executable,), **environment):
+def python(code, *, timeout=120, **environment):
     """Run `code` in a fresh interpreter outside the source tree."""
     return subprocess.run(
-        [*interpreter, "-P", "-c", code],
+        [sys.executable, "-P", "-c", code],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -130,6 +129,16 @@ def test_the_core_includes_no_header_of_torch_and_only_the_bindings_know_python(
         assert not [i for i in includes if i.startswith(("pybind11/", "Python.h"))]
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "csrc" / "cpu").iterdir()), ids=lambda p: p.name)
+def test_every_thread_computes_in_ieee_mode(path):
+    """The mode belongs to a thread, and whoever made the pool's threads may have had another one."""
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        if line.startswith("#pragma omp parallel"):
+            assert not line.startswith("#pragma omp parallel for"), f"{path.name}:{number + 1}"
+            assert re.fullmatch(r"IeeeMode \w+;", lines[number + 2]), f"{path.name}:{number + 1}"
+
+
 # ---- the shared library ---------------------------------------------------------------------------------------------
 
 
@@ -170,38 +179,38 @@ def test_a_forked_child_does_not_hang():
     assert python(code, timeout=60).returncode == 0
 
 
+def rows(values, d):
+    return [values[start : start + d] for start in range(0, len(values), d)]
+
+
+def nearest(x, c):
+    """Labels by the definition."""
+    distances = [[sum((a - b) ** 2 for a, b in zip(row, other, strict=True)) for other in c] for row in x]
+    return [row.index(min(row)) for row in distances]
+
+
 @x86
 def test_the_baseline_runs_on_a_processor_of_2008():
     emulator = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
     if emulator is None:
         pytest.skip("no qemu-x86_64")
-    # No torch: it would take minutes to start here.
-    d, k, n = 5, 7, 40
-    x = array("f", [((i * 7919) % 101 - 50) / 8 for i in range(n * d)])
-    c = array("f", [((i * 104729) % 97 - 48) / 8 for i in range(k * d)])
-    expected = []
-    for row in range(n):
-        distances = [sum((x[row * d + i] - c[j * d + i]) ** 2 for i in range(d)) for j in range(k)]
-        expected.append(distances.index(min(distances)))
-    code = f"""
-from array import array
-import dcfast._C as core
-assert core.isas == ["baseline"], core.isas
-x, c = array("f", {x.tolist()}), array("f", {c.tolist()})
-def at(a): return a.buffer_info()[0]
-def aligned(size):
-    memory = array("B", bytes(size + 64))
-    return memory, -(-at(memory) // 64) * 64
-sizes, labels, counts = array("q", [0, 0]), array("q", [0] * {n}), array("q", [0, 0])
-core.baseline.assign_workspace(0, {k}, {d}, at(sizes))
-core.baseline.assign_scratch(0, {d}, at(sizes) + 8)
-(workspace, w), (scratch, s) = aligned(sizes[0]), aligned(sizes[1])
-core.baseline.assign_prepare(0, at(c), {k}, {d}, w)
-core.baseline.assign(0, at(x), {d}, {n}, {d}, at(c), {k}, w, s, at(labels), at(counts), 1)
-print(labels.tolist())
-"""
-    done = python(code, timeout=300, interpreter=(emulator, "-cpu", "Nehalem", sys.executable))
-    assert (done.stdout.strip(), done.returncode) == (str(expected), 0), done.stderr
+    script = str(ROOT / "tests" / "support" / "torchless.py")
+
+    def found(isa, *interpreter):
+        done = subprocess.run(
+            [*interpreter, "-P", script, isa], capture_output=True, text=True, timeout=300, cwd=os.sep
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    emulated = found("baseline", emulator, "-cpu", "Nehalem", sys.executable)
+    assert emulated["isas"] == ["baseline"]
+    for isa in _native._C.isas:
+        assert found(isa, sys.executable)["found"] == emulated["found"], isa
+    for columns, result in emulated["found"].items():
+        d = int(columns)
+        for centroids, labels in (("centroids", "labels"), ("moved", "labels of moved")):
+            assert result[labels] == nearest(rows(result["x"], d), rows(result[centroids], d))
 
 
 # ---- the objects of each instruction set ----------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_same_bits_for_every_instruction_set_and_thread_count(monkeypatch, isa, 
     with ops.backend("reference"):
         expected = ops.inertia(x, c, labels, weight)
     monkeypatch.setenv("DCFAST_ISA", isa)
-    monkeypatch.setattr(_native, "threads", lambda: threads)
+    monkeypatch.setattr(_native, "threads", lambda *_: threads)
     with ops.backend("native"):
         assert torch.equal(ops.inertia(x, c, labels, weight), expected)
 

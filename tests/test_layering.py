@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> deepcluster -> cluster, nn -> ops/<op> -> backends -> _native, _triton -> csrc."""
+"""Imports point one way: cli -> deepcluster -> cluster, faiss, nn -> ops -> backends -> _native, _triton -> csrc."""
 
 import ast
 from pathlib import Path

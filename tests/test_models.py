@@ -47,6 +47,26 @@ def test_vgg16_is_the_published_one():
     assert [m.weight.shape for m in model.classifier if isinstance(m, nn.Linear)] == [(4096, 25088), (4096, 4096)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inference_fuses_normalisation_and_relu_into_the_first_layer(monkeypatch, dtype):
+    model = SmallConvNet(16, width=32).to(dtype)
+    model.train()
+    for seed in range(3):  # statistics that are not 0 and 1
+        model(_images(8, 16).roll(seed, 0))
+    norm = model.features[1]
+    with torch.no_grad():
+        norm.weight.uniform_(-2, 2, generator=torch.Generator().manual_seed(0))
+        norm.bias.uniform_(-1, 1, generator=torch.Generator().manual_seed(1))
+    model.eval()
+    expected = model.forward_features(_images(4, 16)).detach()
+    monkeypatch.setattr(norm, "forward", None)
+    with torch.inference_mode():
+        features = model.forward_features(_images(4, 16))
+    assert not torch.equal(features, torch.zeros_like(features))
+    error = (features - expected).abs().max() / expected.abs().max()
+    assert error < 50 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("sobel", [True, False])
 @pytest.mark.parametrize(
     ("network", "size", "blocks"), [(AlexNet, 63, 5), (VGG16, 32, 13), (SmallConvNet, 32, 5), (SmallConvNet, 16, 5)]

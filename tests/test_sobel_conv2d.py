@@ -4,7 +4,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.sobel import KINDS, MEAN, SIZES, STD, assert_as_good_as_torch, make, three_steps, with_gradients
+from support.sobel import (
+    KINDS,
+    MEAN,
+    SIZES,
+    STD,
+    assert_as_good_as_torch,
+    assert_epilogue_as_good_as_torch,
+    make,
+    three_steps,
+    with_gradients,
+)
 
 from dcfast import ops
 from dcfast.nn import SobelConv2d
@@ -53,6 +63,28 @@ def test_any_geometry(data):
     with ops.backend("native"):  # of few values the errors vary: a wrong geometry is off by far more
         arguments = make(size, data.draw(st.sampled_from(KINDS)), torch.float32)
         assert_as_good_as_torch(ops.sobel_conv2d, arguments, units=64)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [SIZES[0], SIZES[1], BANDS])
+def test_epilogue(cpu_backend, size, dtype, with_bias):
+    assert_epilogue_as_good_as_torch(ops.sobel_conv2d, make(size, "bytes", dtype), with_bias)
+
+
+def test_the_epilogue_keeps_nan(cpu_backend):
+    image = torch.full((1, 3, 4, 4), torch.nan)
+    assert ops.sobel_conv2d(image, torch.ones(1, 2, 1, 1), relu=True).isnan().all()
+
+
+@pytest.mark.parametrize("epilogue", [{"relu": True}, {"scale": torch.ones(3)}, {"shift": torch.ones(3)}])
+def test_the_epilogue_has_no_derivative(cpu_backend, epilogue):
+    arguments = leaves()
+    output = ops.sobel_conv2d(*arguments, **epilogue)
+    with pytest.raises(RuntimeError, match="scale, shift or relu has no derivative"):
+        output.sum().backward()
+    with torch.no_grad():
+        assert torch.equal(ops.sobel_conv2d(*arguments, **epilogue), output)
 
 
 def test_the_border_is_sobels_and_the_margin_is_zero(cpu_backend):
@@ -135,7 +167,14 @@ def leaves(kind="contiguous", dtype=torch.float64):
 @pytest.mark.parametrize("kind", ["contiguous", "bytes"])
 def test_opcheck(cpu_backend, kind):
     image, weight, bias, stride, padding, mean, std = leaves(kind, torch.float32)
-    torch.library.opcheck(torch.ops.dcfast.sobel_conv2d.default, (image, weight, bias, stride, padding, mean, std))
+    torch.library.opcheck(
+        torch.ops.dcfast.sobel_conv2d.default, (image, weight, bias, stride, padding, mean, std, None, None, False)
+    )
+    with torch.no_grad():
+        inference = [t.detach() for t in (image, weight, bias)]
+        epilogue = (torch.ones(3), torch.ones(3), True)
+        arguments = (*inference, stride, padding, mean, std, *epilogue)
+        torch.library.opcheck(torch.ops.dcfast.sobel_conv2d.default, arguments)
     grad = torch.randn_like(ops.sobel_conv2d(image, weight, bias, stride, padding)).requires_grad_()
     torch.library.opcheck(
         torch.ops.dcfast.sobel_conv2d_backward_weight.default,
@@ -150,7 +189,7 @@ def test_gradients_of_first_and_second_order(cpu_backend):
     image, weight, bias, *rest = leaves()
 
     def op(image, weight, bias):
-        return torch.ops.dcfast.sobel_conv2d(image, weight, bias, *rest)
+        return torch.ops.dcfast.sobel_conv2d(image, weight, bias, *rest, None, None, False)
 
     assert torch.autograd.gradcheck(op, (image, weight, bias), fast_mode=True)
     assert torch.autograd.gradgradcheck(op, (image, weight, bias), fast_mode=True)
@@ -204,12 +243,14 @@ IMAGE, WEIGHT = torch.zeros(1, 3, 5, 6), torch.zeros(4, 2, 3, 3)
         ({"padding": [0, -1]}, ValueError, "padding is"),
         ({"mean": torch.zeros(2)}, ValueError, "mean has shape"),
         ({"std": torch.ones(3).int()}, TypeError, "std has dtype"),
+        ({"scale": torch.ones(3)}, ValueError, r"scale has shape \(3,\): expected \(4,\)"),
+        ({"shift": torch.ones(4).int()}, TypeError, "shift has dtype"),
         ({"weight": WEIGHT.to("meta")}, ValueError, "weight is on meta"),
     ],
 )
 def test_errors_name_the_argument(changes, error, match):
     arguments = {"image": IMAGE, "weight": WEIGHT, "bias": None, "stride": [1, 1], "padding": [0, 0]}
-    arguments = {**arguments, "mean": None, "std": None, **changes}
+    arguments = {**arguments, "mean": None, "std": None, "scale": None, "shift": None, "relu": False, **changes}
     with pytest.raises(error, match=match):
         ops.sobel_conv2d(**arguments)
     if arguments["weight"].device.type == "cpu":

@@ -1,6 +1,7 @@
 """weighted_cross_entropy: against the definition, with torch's own error as the measure, where it hurts."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -53,6 +54,12 @@ def with_gradient(function, logits, target, sizes, upstream, **arguments):
     return loss.detach(), leaf.grad
 
 
+def two_passes(logits, target, sizes, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+    """The op that leaves the gradient to its backward; the public function makes it on the way where it can."""
+    arguments = (ignore_index, label_smoothing, reduction)
+    return torch.ops.dcfast.weighted_cross_entropy(logits, target, sizes, *arguments)[0]
+
+
 def oracle(logits, target, sizes, upstream, label_smoothing, reduction, ignore_index):
     """The definition in numpy's longest floats: the loss, its gradient, and what a row's gradient is made of."""
     x, upstream = logits.double().numpy().astype(np.longdouble), np.longdouble(upstream.item())
@@ -99,12 +106,13 @@ def check(n, k, kind, dtype, label_smoothing, reduction, ignore_index=-100):
     logits, target, sizes = make(n, k, kind, dtype)
     upstream = torch.tensor(-1.5, dtype=dtype)
     arguments = {"label_smoothing": label_smoothing, "reduction": reduction, "ignore_index": ignore_index}
-    ours = with_gradient(ops.weighted_cross_entropy, logits, target, sizes, upstream, **arguments)
     theirs = with_gradient(torch_loss, logits, target, sizes, upstream, **arguments)
     with np.errstate(all="ignore"):
         loss, gradient, terms = oracle(logits, target, sizes, upstream, **arguments)
-    assert_accurate(ours[0], theirs[0], loss, largest(loss))
-    assert_accurate(ours[1], theirs[1], gradient, max(largest(gradient), largest(terms)))
+    for function in (ops.weighted_cross_entropy, two_passes):
+        ours = with_gradient(function, logits, target, sizes, upstream, **arguments)
+        assert_accurate(ours[0], theirs[0], loss, largest(loss))
+        assert_accurate(ours[1], theirs[1], gradient, max(largest(gradient), largest(terms)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -147,11 +155,12 @@ def test_nothing_to_average_gives_nan_as_in_torch(cpu_backend):
 def test_ignored_rows_have_no_gradient_whatever_they_hold(cpu_backend):
     logits, target, sizes = make(6, 5, "ignored", torch.float32)
     logits[::2] = torch.nan
-    loss, gradient = with_gradient(ops.weighted_cross_entropy, logits, target, sizes, torch.tensor(1.0))
-    assert loss.isfinite()
-    assert torch.equal(gradient[::2], torch.zeros(3, 5))
-    assert gradient[1::2].isfinite().all()
-    assert (gradient[1::2] != 0).all()
+    for function in (ops.weighted_cross_entropy, two_passes):
+        loss, gradient = with_gradient(function, logits, target, sizes, torch.tensor(1.0))
+        assert loss.isfinite()
+        assert torch.equal(gradient[::2], torch.zeros(3, 5))
+        assert gradient[1::2].isfinite().all()
+        assert (gradient[1::2] != 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -181,17 +190,16 @@ def test_sizes_of_any_number_type(cpu_backend, dtype):
     assert torch.equal(ops.weighted_cross_entropy(logits, target, sizes.to(dtype)), expected)
 
 
+@pytest.mark.parametrize("function", [ops.weighted_cross_entropy, two_passes])
 @pytest.mark.parametrize("isa", _native._C.isas)
-def test_same_bits_for_every_thread_count(monkeypatch, isa):
+def test_same_bits_for_every_thread_count(monkeypatch, isa, function):
     monkeypatch.setenv("DCFAST_ISA", isa)
     logits, target, sizes = make(67, 1500, "normal", torch.float32)
     results = []
     for threads in (1, 2, 3):
         monkeypatch.setattr(_native, "threads", lambda threads=threads: threads)
         with ops.backend("native"):
-            results.append(
-                with_gradient(ops.weighted_cross_entropy, logits, target, sizes, torch.tensor(1.0), label_smoothing=0.1)
-            )
+            results.append(with_gradient(function, logits, target, sizes, torch.tensor(1.0), label_smoothing=0.1))
     for result in results[1:]:
         assert torch.equal(result[0], results[0][0])
         assert torch.equal(result[1], results[0][1])
@@ -206,27 +214,32 @@ def test_every_instruction_set_is_accurate(monkeypatch, isa, dtype):
             check(9, 1037, kind, dtype, 0.1, "mean")
 
 
+@pytest.mark.parametrize("function", [ops.weighted_cross_entropy, two_passes])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_slices_of_rows_add_up(monkeypatch, dtype):
+def test_slices_of_rows_add_up(monkeypatch, dtype, function):
     from importlib import import_module
 
     logits, target, sizes = make(50, 20, "ignored", dtype)
     with ops.backend("native"):
-        expected = with_gradient(ops.weighted_cross_entropy, logits, target, sizes, torch.tensor(1.0))
+        expected = with_gradient(function, logits, target, sizes, torch.tensor(1.0))
         monkeypatch.setattr(import_module("dcfast.ops.weighted_cross_entropy.native"), "_SLICE_ELEMENTS", 140)
-        sliced = with_gradient(ops.weighted_cross_entropy, logits, target, sizes, torch.tensor(1.0))
+        sliced = with_gradient(function, logits, target, sizes, torch.tensor(1.0))
     assert torch.equal(sliced[0], expected[0])
     assert torch.equal(sliced[1], expected[1])
 
 
-def test_flushed_denormals_change_nothing():
+# (Where the gradient is there already, torch scales it, and torch's own arithmetic follows its flush mode.)
+@pytest.mark.parametrize(("function", "upstream"), [(ops.weighted_cross_entropy, 1.0), (two_passes, 1e-3)])
+def test_flushed_denormals_change_nothing(function, upstream):
     logits, target, sizes = make(20, 50, "normal", torch.float32)
-    logits[:, 1:] -= 95.0  # probabilities that are denormal
+    logits[:, 1:] -= 90.0  # some of the gradient is denormal
+    upstream = torch.tensor(upstream)
     with ops.backend("native"):
-        expected = with_gradient(ops.weighted_cross_entropy, logits, target, sizes, torch.tensor(1e-3))
+        expected = with_gradient(function, logits, target, sizes, upstream)
+        assert ((expected[1] != 0) & (expected[1].abs() < torch.finfo(torch.float32).tiny)).any()
         torch.set_flush_denormal(True)
         try:
-            flushed = with_gradient(ops.weighted_cross_entropy, logits, target, sizes, torch.tensor(1e-3))
+            flushed = with_gradient(function, logits, target, sizes, upstream)
         finally:
             torch.set_flush_denormal(False)
     assert torch.equal(flushed[0], expected[0])
@@ -261,9 +274,40 @@ def test_gradcheck(cpu_backend, label_smoothing, reduction):
     )
 
 
-def test_a_second_derivative_is_refused(cpu_backend):
+@pytest.mark.parametrize("upstream", [1.0, -0.5])
+def test_a_retained_graph_gives_the_gradient_again(cpu_backend, upstream):
     logits, target, sizes = make(6, 5, "normal", torch.float64)
+    upstream = torch.tensor(upstream, dtype=torch.float64)
+    expected = with_gradient(torch_loss, logits, target, sizes, upstream)[1]
     loss = ops.weighted_cross_entropy(logits.requires_grad_(), target, sizes)
+    for times in (1, 2, 3):
+        loss.backward(upstream, retain_graph=True)  # adds to the tensor that the first one handed out
+        torch.testing.assert_close(logits.grad, times * expected)
+
+
+def test_the_gradient_is_made_along_only_where_it_may_be(monkeypatch):
+    calls = []
+    module = sys.modules["dcfast.ops.weighted_cross_entropy"]
+    along = module._op_with_gradient
+    monkeypatch.setattr(module, "_op_with_gradient", lambda *a: calls.append(a) or along(*a))
+    logits, target, sizes = make(6, 5, "normal", torch.float32)
+    ops.weighted_cross_entropy(logits, target, sizes)
+    leaf = logits.clone().requires_grad_()
+    with torch.no_grad():
+        ops.weighted_cross_entropy(leaf, target, sizes)
+    ops.weighted_cross_entropy(leaf, target, sizes, reduction="none").sum().backward()
+    half = logits.half().requires_grad_()
+    ops.weighted_cross_entropy(half, target, sizes).backward()
+    assert calls == []
+    ops.weighted_cross_entropy(leaf, target, sizes).backward()
+    ops.weighted_cross_entropy(torch.nn.Parameter(logits), target, sizes, reduction="sum").backward()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("function", [ops.weighted_cross_entropy, two_passes])
+def test_a_second_derivative_is_refused(cpu_backend, function):
+    logits, target, sizes = make(6, 5, "normal", torch.float64)
+    loss = function(logits.requires_grad_(), target, sizes)
     (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.sum().backward()
@@ -282,14 +326,29 @@ def test_opcheck(cpu_backend, dtype, reduction):
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_op_with_gradient_equals_the_two_ops(cpu_backend, dtype, reduction):
+    logits, target, sizes = make(7, 1025, "ignored", dtype)
+    arguments = (target, sizes, -100, 0.1, reduction)
+    loss, *saved = torch.ops.dcfast.weighted_cross_entropy(logits, *arguments)
+    gradient = torch.ops.dcfast.weighted_cross_entropy_backward(
+        torch.ones_like(loss), logits, target, sizes, *saved, *arguments[2:]
+    )
+    operator = torch.ops.dcfast.weighted_cross_entropy_with_gradient
+    for ours, expected in zip(operator(logits, *arguments), (loss, *saved, gradient), strict=True):
+        torch.testing.assert_close(ours, expected)
+    torch.library.opcheck(operator.default, (logits, *arguments))
+    with pytest.raises(ValueError, match="reduction is 'none': the gradient is that of one number"):
+        operator(logits, *arguments[:-1], "none")
+
+
 def test_compiles_without_a_graph_break(cpu_backend):
     logits, target, sizes = make(30, 17, "ignored", torch.float32)
     compiled = torch.compile(
         lambda x, t, s: ops.weighted_cross_entropy(2 * x, t, s), fullgraph=True, backend="aot_eager"
     )
-    expected = with_gradient(
-        lambda x, t, s: ops.weighted_cross_entropy(2 * x, t, s), logits, target, sizes, torch.tensor(1.0)
-    )
+    expected = with_gradient(lambda x, t, s: two_passes(2 * x, t, s), logits, target, sizes, torch.tensor(1.0))
     loss, gradient = with_gradient(compiled, logits, target, sizes, torch.tensor(1.0))
     assert torch.equal(loss, expected[0])
     assert torch.equal(gradient, expected[1])

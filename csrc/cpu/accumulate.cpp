@@ -1,15 +1,16 @@
-// Exact sums per cluster in fixed point, and the means that they round to. See fixed.h for the representation.
+// Exact sums per cluster in fixed point, and the means that they round to. See fixed.h for the representation, rows.h
+// for what is done to a row.
 //
 // Threads share the columns first, so that each adds to words of its own and reads its part of every row; where
 // there are too few columns (a part is at least 16: a cache line of float32) they share the rows, each with a
 // copy of the words that is small because the columns are few.
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "dcfast/core.h"
-#include "fixed.h"
 #include "float_env.h"
-#include "simd.h"
+#include "rows.h"
 
 namespace dcfast {
 namespace DCFAST_ISA {
@@ -17,53 +18,36 @@ namespace {
 
 constexpr int64_t kMinColumns = 16;
 
-// Adding 1.5 * 2^52 rounds |v| < 2^51 to an integer and leaves it in the low bits of the sum.
-constexpr double kMagic = 6755399441055744.0;
-
-inline Longs as_integers(Doubles shifted) { return (Longs)shifted - (Longs)broadcast(kMagic); }
-
+// With previous, rows leave the cluster that they were in; those that stay are not touched. counts may be null.
 template <class T>
 void add_rows(const T* x, int64_t row_stride, int64_t n, int64_t d, int64_t first, int64_t last, const int64_t* labels,
-              int64_t k, const double* weight, const double* scale, int64_t n_words, int64_t* words) {
-  typedef T Row __attribute__((vector_size(kDoubles * sizeof(T)), aligned(sizeof(T)), may_alias));
-  const double top = ldexp(1.0, int(kDigit * (n_words - 1)));
+              const int64_t* previous, int64_t k, const double* weight, const double* scale, int64_t n_words,
+              int64_t* words, int64_t* counts) {
+  const double top = top_unit(n_words);
   for (int64_t row = 0; row < n; ++row) {
-    int64_t label = labels[row];
-    if (label < 0 || label >= k || (weight != nullptr && weight[row] == 0.0)) continue;
+    const int64_t label = labels[row], before = previous != nullptr ? previous[row] : -1;
+    if (label == before) continue;
+    const double w = weight != nullptr ? weight[row] : 1.0;
+    if (w == 0.0) continue;
     const T* here = x + row * row_stride;
-    int64_t* sum = words + label * n_words * d;
-    double w = weight != nullptr ? weight[row] : 1.0;
-    int64_t i = first;
-    for (; i + kDoubles <= last; i += kDoubles) {
-      Doubles v = __builtin_convertvector(*reinterpret_cast<const Row*>(here + i), Doubles);
-      if (weight != nullptr) v = v * w;  // RN64(w x); the scaling by a power of two is exact
-      v = v * load(scale + i);
-      double unit = top;
-      for (int64_t word = n_words - 1; word > 0; --word) {
-        Doubles shifted = v * (1.0 / unit) + kMagic;
-        *reinterpret_cast<Longs*>(sum + word * d + i) += as_integers(shifted);
-        v = v - (shifted - kMagic) * unit;  // exact: what is left needs no more bits than v had
-        unit *= 1.0 / double(int64_t(1) << kDigit);
-      }
-      *reinterpret_cast<Longs*>(sum + i) += as_integers(v + kMagic);
+    if (label >= 0 && label < k) {
+      add_row(here, d, first, last, w, scale, top, n_words, words + label * n_words * d);
+      if (counts != nullptr) ++counts[label];
     }
-    for (; i < last; ++i) {
-      double v = (double(here[i]) * w) * scale[i], unit = top;
-      for (int64_t word = n_words - 1; word > 0; --word) {
-        double digit = (v * (1.0 / unit) + kMagic) - kMagic;
-        sum[word * d + i] += int64_t(digit);
-        v = v - digit * unit;
-        unit *= 1.0 / double(int64_t(1) << kDigit);
-      }
-      sum[i] += int64_t(v);
+    if (before >= 0 && before < k) {
+      add_row(here, d, first, last, -w, scale, top, n_words, words + before * n_words * d);
+      if (counts != nullptr) --counts[before];
     }
   }
 }
 
+// `partial` and `partial_counts` hold the words and counts of all copies but the first, zeros at the start and at the
+// end.
 template <class T>
-void accumulate_all(const T* x, int64_t row_stride, int64_t n, int64_t d, const int64_t* labels, int64_t k,
-                    const double* weight, const double* scale, int64_t n_words, int64_t* words, int64_t* counts,
-                    int64_t copies, int n_threads) {
+void accumulate_all(const T* x, int64_t row_stride, int64_t n, int64_t d, const int64_t* labels,
+                    const int64_t* previous, int64_t k, const double* weight, const double* scale, int64_t n_words,
+                    int64_t* words, int64_t* counts, int64_t* partial, int64_t* partial_counts, int64_t copies,
+                    int n_threads) {
   const int64_t parts = n_threads / copies < 1 ? 1 : n_threads / copies;
   int64_t width = (d + parts - 1) / parts;
   width = (width + kMinColumns - 1) / kMinColumns * kMinColumns;
@@ -76,65 +60,107 @@ void accumulate_all(const T* x, int64_t row_stride, int64_t n, int64_t d, const 
       int64_t copy = task / parts, first = task % parts * width, last = first + width < d ? first + width : d;
       int64_t start = n * copy / copies, stop = n * (copy + 1) / copies;
       const double* own_weight = weight != nullptr ? weight + start : nullptr;
+      const int64_t* own_previous = previous != nullptr ? previous + start : nullptr;
       if (first < last) {
-        add_rows(x + start * row_stride, row_stride, stop - start, d, first, last, labels + start, k, own_weight, scale,
-                 n_words, words + copy * size);
-      }
-      if (task % parts == 0) {
-        for (int64_t row = start; row < stop; ++row) {
-          bool counted = labels[row] >= 0 && labels[row] < k && (weight == nullptr || weight[row] != 0.0);
-          if (counted) ++counts[copy * k + labels[row]];
-        }
+        int64_t* own_counts = copy == 0 ? counts : partial_counts + (copy - 1) * k;
+        add_rows(x + start * row_stride, row_stride, stop - start, d, first, last, labels + start, own_previous, k,
+                 own_weight, scale, n_words, copy == 0 ? words : partial + (copy - 1) * size,
+                 first == 0 ? own_counts : nullptr);
       }
     }
 #pragma omp for schedule(static)
     for (int64_t cluster = 0; cluster < k; ++cluster) {
-      for (int64_t copy = 1; copy < copies; ++copy) {
-        int64_t* from = words + copy * size + cluster * n_words * d;
+      int64_t* sum = words + cluster * n_words * d;
+      for (int64_t copy = 0; copy < copies - 1; ++copy) {
+        int64_t* from = partial + copy * size + cluster * n_words * d;
         for (int64_t i = 0; i < n_words * d; ++i) {
-          words[cluster * n_words * d + i] += from[i];
+          sum[i] += from[i];
           from[i] = 0;
         }
-        counts[cluster] += counts[copy * k + cluster];
-        counts[copy * k + cluster] = 0;
+        counts[cluster] += partial_counts[copy * k + cluster];
+        partial_counts[copy * k + cluster] = 0;
       }
-      for (int64_t i = 0; i < d; ++i) carry(words + cluster * n_words * d + i, n_words, d, kDigit);
+      carry_row(sum, n_words, d);
     }
   }
 }
 
-constexpr int64_t kMaxWords = 26;  // 2^(40 * 25) is still a double, and spans all data within 2^+-480
-
 template <class T>
 void means_all(const int64_t* words, int64_t k, int64_t n_words, int64_t d, const int64_t* low, const double* total,
-               const T* previous, T* out) {
-  IeeeMode ieee;
-  for (int64_t cluster = 0; cluster < k; ++cluster) {
-    for (int64_t i = 0; i < d; ++i) {
-      int64_t at = cluster * d + i, digits[kMaxWords];
-      if (!(total[cluster] > 0.0)) {
-        out[at] = previous[at];
-        continue;
+               const T* previous, T* out, int n_threads) {
+#pragma omp parallel num_threads(n_threads)
+  {
+    IeeeMode ieee;
+#pragma omp for schedule(static)
+    for (int64_t cluster = 0; cluster < k; ++cluster) {
+      if (total[cluster] > 0.0) {
+        mean_row(words + cluster * n_words * d, n_words, d, low, total[cluster], out + cluster * d);
+      } else {
+        memcpy(out + cluster * d, previous + cluster * d, size_t(d) * sizeof(T));
       }
-      for (int64_t w = 0; w < n_words; ++w) digits[w] = words[(cluster * n_words + w) * d + i];
-      carry(digits, n_words, 1, kDigit);
-      out[at] = T(round_words(digits, n_words, 1, kDigit, low[i]) / total[cluster]);
+    }
+  }
+}
+
+// The smallest non-zero and the largest finite magnitude of every column of w x. Row-wise, so that columns are lanes.
+template <class T>
+void column_range_all(const T* x, int64_t row_stride, int64_t n, int64_t d, const double* weight, double* smallest,
+                      double* largest, int64_t copies, int n_threads) {
+#pragma omp parallel num_threads(n_threads)
+  {
+    IeeeMode ieee;
+#pragma omp for schedule(static, 1)
+    for (int64_t copy = 0; copy < copies; ++copy) {
+      constexpr int64_t kColumns = 256;
+      const int64_t start = n * copy / copies, stop = n * (copy + 1) / copies;
+      for (int64_t first = 0; first < d; first += kColumns) {
+        const int64_t count = d - first < kColumns ? d - first : kColumns;
+        double* low = smallest + copy * d + first;
+        double* high = largest + copy * d + first;
+        if (weight == nullptr) {
+          T least[kColumns], most[kColumns];
+          for (int64_t i = 0; i < count; ++i) least[i] = T(low[i]), most[i] = T(high[i]);
+          for (int64_t row = start; row < stop; ++row) {
+            const T* here = x + row * row_stride + first;
+            for (int64_t i = 0; i < count; ++i) {
+              const T magnitude = here[i] < T(0) ? -here[i] : here[i];
+              const T finite = magnitude < T(INFINITY) ? magnitude : T(0);  // a NaN is not
+              const T some = finite > T(0) ? finite : T(INFINITY);
+              most[i] = finite > most[i] ? finite : most[i];
+              least[i] = some < least[i] ? some : least[i];
+            }
+          }
+          for (int64_t i = 0; i < count; ++i) low[i] = double(least[i]), high[i] = double(most[i]);
+        } else {
+          for (int64_t row = start; row < stop; ++row) {
+            const T* here = x + row * row_stride + first;
+            for (int64_t i = 0; i < count; ++i) {
+              const double magnitude = fabs(double(here[i]) * weight[row]);
+              const double finite = magnitude < INFINITY ? magnitude : 0.0;
+              const double some = finite > 0.0 ? finite : INFINITY;
+              high[i] = finite > high[i] ? finite : high[i];
+              low[i] = some < low[i] ? some : low[i];
+            }
+          }
+        }
+      }
     }
   }
 }
 
 }  // namespace
 
-int accumulate(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, const int64_t* labels, int64_t k,
-               const double* weight, const double* scale, int64_t n_words, int64_t* words, int64_t* counts,
-               int64_t copies, int n_threads) {
+int accumulate(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, const int64_t* labels,
+               const int64_t* previous, int64_t k, const double* weight, const double* scale, int64_t n_words,
+               int64_t* words, int64_t* counts, int64_t* partial, int64_t* partial_counts, int64_t copies,
+               int n_threads) {
   if (n > (int64_t(1) << 22) || n_words < 1 || n_words > kMaxWords) return DCFAST_OUT_OF_RANGE;
   if (dtype == DCFAST_FLOAT32) {
-    accumulate_all(static_cast<const float*>(x), row_stride, n, d, labels, k, weight, scale, n_words, words, counts,
-                   copies, n_threads);
+    accumulate_all(static_cast<const float*>(x), row_stride, n, d, labels, previous, k, weight, scale, n_words, words,
+                   counts, partial, partial_counts, copies, n_threads);
   } else if (dtype == DCFAST_FLOAT64) {
-    accumulate_all(static_cast<const double*>(x), row_stride, n, d, labels, k, weight, scale, n_words, words, counts,
-                   copies, n_threads);
+    accumulate_all(static_cast<const double*>(x), row_stride, n, d, labels, previous, k, weight, scale, n_words, words,
+                   counts, partial, partial_counts, copies, n_threads);
   } else {
     return DCFAST_INVALID_DTYPE;
   }
@@ -142,12 +168,26 @@ int accumulate(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t 
 }
 
 int means(int dtype, const int64_t* words, int64_t k, int64_t n_words, int64_t d, const int64_t* low,
-          const double* total, const void* previous, void* out) {
+          const double* total, const void* previous, void* out, int n_threads) {
   if (n_words < 1 || n_words > kMaxWords) return DCFAST_OUT_OF_RANGE;
   if (dtype == DCFAST_FLOAT32) {
-    means_all(words, k, n_words, d, low, total, static_cast<const float*>(previous), static_cast<float*>(out));
+    means_all(words, k, n_words, d, low, total, static_cast<const float*>(previous), static_cast<float*>(out),
+              n_threads);
   } else if (dtype == DCFAST_FLOAT64) {
-    means_all(words, k, n_words, d, low, total, static_cast<const double*>(previous), static_cast<double*>(out));
+    means_all(words, k, n_words, d, low, total, static_cast<const double*>(previous), static_cast<double*>(out),
+              n_threads);
+  } else {
+    return DCFAST_INVALID_DTYPE;
+  }
+  return DCFAST_OK;
+}
+
+int column_range(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, const double* weight,
+                 double* smallest, double* largest, int64_t copies, int n_threads) {
+  if (dtype == DCFAST_FLOAT32) {
+    column_range_all(static_cast<const float*>(x), row_stride, n, d, weight, smallest, largest, copies, n_threads);
+  } else if (dtype == DCFAST_FLOAT64) {
+    column_range_all(static_cast<const double*>(x), row_stride, n, d, weight, smallest, largest, copies, n_threads);
   } else {
     return DCFAST_INVALID_DTYPE;
   }

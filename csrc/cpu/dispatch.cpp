@@ -9,7 +9,7 @@ const CpuOps* cpu_ops_available() {
   int count = 0;
 #if defined(DCFAST_HAS_avx512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma")) {
 #define DCFAST_ISA_NAMESPACE avx512
     available[count++] = CpuOps{"avx512", DCFAST_CPU_OPS(DCFAST_ENTRY)};
 #undef DCFAST_ISA_NAMESPACE

@@ -16,8 +16,8 @@ constexpr int kDigit = 40;
 // Carry n words that lie `stride` apart: afterwards all but the top one are in [0, 2^bits).
 static inline void carry(int64_t* words, int64_t n, int64_t stride, int bits) {
   for (int64_t w = 0; w + 1 < n; ++w) {
-    int64_t up = words[w * stride] >> bits;  // arithmetic: floor
-    words[w * stride] -= up << bits;
+    int64_t up = words[w * stride] >> bits;          // arithmetic: floor
+    words[w * stride] -= up * (int64_t(1) << bits);  // a negative number must not be shifted to the left
     words[(w + 1) * stride] += up;
   }
 }

@@ -113,16 +113,98 @@ static inline Floats maximum(Floats a, Floats b) {
 #endif
 }
 
-// Whether a <= t in any lane.
-static inline bool any_at_most(Floats a, Floats t) {
+// The lanes in which a <= t, lane 0 in the lowest bit.
+static inline uint32_t mask_at_most(Floats a, Floats t) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)a, (__m512)t, _CMP_LE_OQ) != 0;
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)t, _CMP_LE_OQ);
 #elif defined(__AVX2__)
-  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)t, _CMP_LE_OQ)) != 0;
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)t, _CMP_LE_OQ)));
 #elif defined(__SSE2__)
-  return _mm_movemask_ps(_mm_cmple_ps((__m128)a, (__m128)t)) != 0;
+  return uint32_t(_mm_movemask_ps(_mm_cmple_ps((__m128)a, (__m128)t)));
+#else
+  uint32_t mask = 0;
+  for (int lane = 0; lane < kFloats; ++lane) mask |= uint32_t(a[lane] <= t[lane]) << lane;
+  return mask;
+#endif
+}
+
+// Reductions over the lanes, by halves down to four.
+typedef float Quad __attribute__((vector_size(16), aligned(4), may_alias));
+
+static inline float least(Floats v) {
+  Quad quads[kFloats / 4];
+  memcpy(quads, &v, sizeof v);
+  for (int n = kFloats / 8; n > 0; n /= 2) {
+    for (int i = 0; i < n; ++i) quads[i] = quads[i] < quads[i + n] ? quads[i] : quads[i + n];
+  }
+  Quad q = quads[0];
+  float left = q[0] < q[1] ? q[0] : q[1], right = q[2] < q[3] ? q[2] : q[3];
+  return left < right ? left : right;
+}
+
+static inline float sum(Floats v) {
+  Quad quads[kFloats / 4];
+  memcpy(quads, &v, sizeof v);
+  for (int n = kFloats / 8; n > 0; n /= 2) {
+    for (int i = 0; i < n; ++i) quads[i] += quads[i + n];
+  }
+  return (quads[0][0] + quads[0][1]) + (quads[0][2] + quads[0][3]);
+}
+
+static inline double sum(Doubles v) {
+  double total = 0.0;
+  for (int lane = 0; lane < kDoubles; ++lane) total += v[lane];
+  return total;
+}
+
+// Two vectors of double as one of float32.
+static inline Floats narrowed(Doubles low, Doubles high) {
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2), aligned(4), may_alias));
+  Half halves[2] = {__builtin_convertvector(low, Half), __builtin_convertvector(high, Half)};
+  Floats out;
+  memcpy(&out, halves, sizeof out);
+  return out;
+}
+
+// ---- int16 products summed in int32 ------------------------------------------------------------------------------
+
+static inline Ints load(const int32_t* p) { return *reinterpret_cast<const Ints*>(p); }
+
+// Adding 1.5 * 2^23 rounds |v| < 2^22 to an integer and leaves it in the low bits of the sum.
+constexpr float kRounder = 12582912.0f;
+static inline Ints as_integers(Floats v_plus_rounder) { return (Ints)v_plus_rounder - (Ints)broadcast(kRounder); }
+
+// kFloats integers that fit int16.
+static inline void store_int16(int16_t* p, Ints v) {
+  typedef int16_t Shorts __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+  *reinterpret_cast<Shorts*>(p) = __builtin_convertvector(v, Shorts);
+}
+
+// One pair of int16 in every lane.
+static inline Ints broadcast_pair(const int16_t* p) {
+  int32_t pair;
+  memcpy(&pair, p, 4);
+#if defined(__AVX512F__)
+  return (Ints)_mm512_set1_epi32(pair);
+#elif defined(__AVX2__)
+  return (Ints)_mm256_set1_epi32(pair);
+#else
+  return Ints{pair, pair, pair, pair};
+#endif
+}
+
+// acc + the sum of the two products of a pair, lane by lane.
+static inline Ints add_products(Ints acc, Ints a, Ints b) {
+#if defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return acc + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return acc + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #elif defined(__aarch64__)
-  return vmaxvq_u32(vcleq_f32((float32x4_t)a, (float32x4_t)t)) != 0;
+  int32x4_t low = vmull_s16(vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b));
+  int32x4_t high = vmull_high_s16((int16x8_t)a, (int16x8_t)b);
+  return acc + (Ints)vpaddq_s32(low, high);
 #endif
 }
 

@@ -254,7 +254,7 @@ void store_lanes(T* to, typename Simd<T>::Vector v, int64_t lanes) {
 // Two groups of pixels and the filters of one panel.
 template <class T>
 void forward_tile(const Plan& p, const T* panel, const int64_t* offsets, const T* planes, const Group* groups,
-                  int64_t n_groups, const T* bias, int64_t filters, T* out, int64_t channel) {
+                  int64_t n_groups, const T* bias, bool relu, int64_t filters, T* out, int64_t channel) {
   const T *first = planes + groups[0].source, *second = planes + groups[n_groups - 1].source;
   typename Simd<T>::Vector acc[kRows][2];
   multiply<T>(
@@ -263,17 +263,18 @@ void forward_tile(const Plan& p, const T* panel, const int64_t* offsets, const T
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
     if (r >= filters) return;
-    typename Simd<T>::Vector b = broadcast(bias == nullptr ? T(0) : bias[r]);
-    store_lanes<T>(out + r * channel + groups[0].target, acc[r][0] + b, groups[0].lanes);
-    if (n_groups == 2) {
-      store_lanes<T>(out + r * channel + groups[1].target, acc[r][1] + b, groups[1].lanes);
+    const typename Simd<T>::Vector b = broadcast(bias == nullptr ? T(0) : bias[r]), zero = {};
+    for (int64_t i = 0; i < n_groups; ++i) {
+      typename Simd<T>::Vector v = acc[r][i] + b;
+      if (relu) v = v < zero ? zero : v;  // NaN stays
+      store_lanes<T>(out + r * channel + groups[i].target, v, groups[i].lanes);
     }
   }
 }
 
 template <class I, class T>
 void forward_unit(const Sizes& s, const Plan& p, const I* image, const double* fold, const T* packed, const T* bias,
-                  const Scratch& scratch, T* output, int64_t unit) {
+                  bool relu, const Scratch& scratch, T* output, int64_t unit) {
   const int64_t n = unit / p.bands, first = unit % p.bands * p.band;
   const int64_t out_rows = smaller(p.band, s.out_h - first), channel = s.out_h * s.out_w;
   sobel_planes<I, T>(s, p, image + n * s.image_stride[0], fold, first * s.stride_h,
@@ -291,16 +292,16 @@ void forward_unit(const Sizes& s, const Plan& p, const I* image, const double* f
     for (int64_t o = 0; o < s.filters; o += kRows) {
       for (int64_t group = block; group < stop; group += 2) {
         forward_tile(p, packed + o * p.columns, scratch.offsets, static_cast<const T*>(scratch.planes),
-                     scratch.groups + group, smaller(2, stop - group), bias == nullptr ? bias : bias + o, s.filters - o,
-                     out + o * channel, channel);
+                     scratch.groups + group, smaller(2, stop - group), bias == nullptr ? bias : bias + o, relu,
+                     s.filters - o, out + o * channel, channel);
       }
     }
   }
 }
 
 template <class I, class T>
-void forward(const Sizes& s, const I* image, const double* fold, const T* packed, const T* bias, char* base, T* output,
-             int64_t start, int64_t stop, int n_threads) {
+void forward(const Sizes& s, const I* image, const double* fold, const T* packed, const T* bias, bool relu, char* base,
+             T* output, int64_t start, int64_t stop, int n_threads) {
   const Plan p = plan_of<T>(DCFAST_SOBEL_FORWARD, s);
 #pragma omp parallel num_threads(n_threads)
   {
@@ -314,7 +315,7 @@ void forward(const Sizes& s, const I* image, const double* fold, const T* packed
     }
 #pragma omp for schedule(dynamic)
     for (int64_t unit = start; unit < stop; ++unit) {
-      forward_unit(s, p, image, fold, packed, bias, scratch, output, unit);
+      forward_unit(s, p, image, fold, packed, bias, relu, scratch, output, unit);
     }
   }
 }
@@ -588,10 +589,10 @@ int sobel_conv2d_pack(int pass, int dtype, const Sizes* sizes, const void* weigh
   }
 
 int sobel_conv2d(int dtype, int image_dtype, const Sizes* sizes, const void* image, const double* fold,
-                 const void* packed, const void* bias, void* scratch, void* output, int64_t start, int64_t stop,
-                 int n_threads) {
+                 const void* packed, const void* bias, bool relu, void* scratch, void* output, int64_t start,
+                 int64_t stop, int n_threads) {
   DCFAST_SOBEL_DISPATCH((forward<I, T>(*sizes, static_cast<const I*>(image), fold, static_cast<const T*>(packed),
-                                       static_cast<const T*>(bias), static_cast<char*>(scratch),
+                                       static_cast<const T*>(bias), relu, static_cast<char*>(scratch),
                                        static_cast<T*>(output), start, stop, n_threads)))
   return DCFAST_OK;
 }

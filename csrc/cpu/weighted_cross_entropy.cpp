@@ -1,10 +1,13 @@
-// Cross-entropy with the weight 1 / size of each class: one pass over the logits forward, one backward.
-// See dcfast/ops/weighted_cross_entropy/__init__.py for the definition.
+// Cross-entropy with the weight 1 / size of each class: one pass over the logits forward and one backward, or
+// one for both. See dcfast/ops/weighted_cross_entropy/__init__.py for the definition.
 //
 // A row is read in chunks that stay in the L1 cache: the chunk's maximum first, then the sum of exp(x - m)
-// with m the maximum so far; where m grows, what was summed before is rescaled. Lanes sum at most kChunk / (4
-// lanes) terms in the data's type, chunks and rows are summed in double. The row's result is kept as m and
+// with m the maximum so far; where m grows, what was summed before is rescaled. Lanes sum a chunk's elements / (4
+// lanes) in the data's type, chunks and rows are summed in double. The row's result is kept as m and
 // log(sum), for their sum would lose the logarithm's digits where logits are large.
+//
+// Where the gradient is wanted as well, the exponentials are left in the gradient's row, with the maximum that each
+// chunk of them is relative to on the stack, and a last loop scales them: exp, nearly all of the work, is done once.
 //
 // exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2: ln 2 is subtracted in two parts, exp(r)
 // is its Taylor polynomial of degree 7 (float: remainder 5e-9) or 13 (double: 4e-18), 2^n is made from the
@@ -23,7 +26,8 @@ namespace dcfast {
 namespace DCFAST_ISA {
 namespace {
 
-constexpr int64_t kChunk = 1024;
+constexpr int64_t kChunk = 1024;  // elements, more where a row would have over kChunks chunks
+constexpr int64_t kChunks = 64;
 
 struct Float32 {
   typedef float Scalar;
@@ -89,6 +93,11 @@ inline typename F::Vector load_some(const typename F::Scalar* p, int64_t n, type
 }
 
 template <class F>
+inline void store_some(typename F::Scalar* p, int64_t n, typename F::Vector v) {
+  for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
+}
+
+template <class F>
 inline typename F::Vector weight_of(typename F::Vector size) {
   typedef typename F::Vector V;
   return size > V{} ? broadcast(typename F::Scalar(1)) / size : V{};
@@ -136,8 +145,10 @@ typename F::Scalar largest(const typename F::Scalar* x, int64_t n) {
   return result;
 }
 
-template <class F>
-double sum_of_exponentials(const typename F::Scalar* x, int64_t n, typename F::Scalar maximum) {
+// Stores the exponentials too, if `kStore`.
+template <class F, bool kStore>
+double sum_of_exponentials(const typename F::Scalar* x, int64_t n, typename F::Scalar maximum,
+                           typename F::Scalar* exponentials) {
   typedef typename F::Vector V;
   constexpr int kLanes = F::kLanes;
   const V m = broadcast(maximum);
@@ -145,10 +156,22 @@ double sum_of_exponentials(const typename F::Scalar* x, int64_t n, typename F::S
   int64_t j = 0;
   for (; j + 4 * kLanes <= n; j += 4 * kLanes) {
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) sum[i] += exponential<F>(load(x + j + i * kLanes) - m);
+    for (int i = 0; i < 4; ++i) {
+      const V e = exponential<F>(load(x + j + i * kLanes) - m);
+      if (kStore) store(exponentials + j + i * kLanes, e);
+      sum[i] += e;
+    }
   }
-  for (; j + kLanes <= n; j += kLanes) sum[0] += exponential<F>(load(x + j) - m);
-  if (j < n) sum[0] += exponential<F>(load_some<F>(x + j, n - j, -INFINITY) - m);
+  for (; j + kLanes <= n; j += kLanes) {
+    const V e = exponential<F>(load(x + j) - m);
+    if (kStore) store(exponentials + j, e);
+    sum[0] += e;
+  }
+  if (j < n) {
+    const V e = exponential<F>(load_some<F>(x + j, n - j, -INFINITY) - m);
+    if (kStore) store_some<F>(exponentials + j, n - j, e);
+    sum[0] += e;
+  }
   return sum_of_lanes<F>((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
@@ -177,13 +200,21 @@ void add_weighted(const typename F::Scalar* x, const typename F::Scalar* sizes, 
   }
 }
 
-template <class F>
-Row read_row(const typename F::Scalar* x, const typename F::Scalar* sizes, int64_t k, bool smooth) {
+inline int64_t chunk_of(int64_t k) {
+  const int64_t chunk = (k + kChunks - 1) / kChunks;
+  return chunk > kChunk ? chunk : kChunk;
+}
+
+// The row's exponentials, each relative to the maximum noted for its chunk, go to `exponentials` if kStore.
+template <class F, bool kStore>
+Row read_row(const typename F::Scalar* x, const typename F::Scalar* sizes, int64_t k, bool smooth,
+             typename F::Scalar* exponentials, typename F::Scalar* maxima) {
   // From the smallest finite number, so that a row's first chunk may be all -inf without an inf - inf.
   typename F::Scalar maximum = F::kSmallest;
   Row row = {0.0, 0.0, 0.0, 0.0};
-  for (int64_t start = 0; start < k; start += kChunk) {
-    const int64_t n = k - start < kChunk ? k - start : kChunk;
+  const int64_t chunk = chunk_of(k);
+  for (int64_t start = 0; start < k; start += chunk) {
+    const int64_t n = k - start < chunk ? k - start : chunk;
     const typename F::Scalar here = largest<F>(x + start, n);
     if (here > maximum) {
       if (start > 0) {
@@ -193,48 +224,102 @@ Row read_row(const typename F::Scalar* x, const typename F::Scalar* sizes, int64
       }
       maximum = here;
     }
-    row.exponentials += sum_of_exponentials<F>(x + start, n, maximum);
+    if (kStore) *maxima++ = maximum;
+    row.exponentials += sum_of_exponentials<F, kStore>(x + start, n, maximum, kStore ? exponentials + start : nullptr);
     if (smooth) add_weighted<F>(x + start, sizes + start, n, maximum, &row);
   }
   row.maximum = double(maximum);
   return row;
 }
 
+// How the gradient of a row is made: g ((1 - s) w_y (p_j - [j = y]) + s / k (W p_j - w_j)) for the row's g, with p
+// the softmax and W the sum of all weights.
+struct Share {
+  double hit, uniform, softmax;  // g (1 - s) w_y, g s / k, and what multiplies p
+};
+
+inline Share share_of(double g, double label_smoothing, double weight, double all, int64_t k) {
+  const double hit = g * (1.0 - label_smoothing) * weight, uniform = g * label_smoothing / double(k);
+  return {hit, uniform, hit + uniform * all};
+}
+
+// exponentials *= scale, and with smoothing -= uniform / size.
+template <class F>
+void scale_chunk(const typename F::Scalar* sizes, int64_t k, typename F::Scalar scale, typename F::Scalar uniform,
+                 bool smooth, typename F::Scalar* exponentials) {
+  typedef typename F::Vector V;
+  constexpr int kLanes = F::kLanes;
+  const V a = broadcast(scale), c = broadcast(uniform);
+  int64_t j = 0;
+  if (smooth) {
+    for (; j + kLanes <= k; j += kLanes) {
+      store(exponentials + j, a * load(exponentials + j) - c * weight_of<F>(load(sizes + j)));
+    }
+    for (; j < k; ++j) exponentials[j] = scale * exponentials[j] - uniform * weight_of_class(sizes[j]);
+  } else {
+    for (; j + kLanes <= k; j += kLanes) store(exponentials + j, a * load(exponentials + j));
+    for (; j < k; ++j) exponentials[j] *= scale;
+  }
+}
+
 template <class F>
 void forward(const typename F::Scalar* logits, int64_t row_stride, const int64_t* target,
              const typename F::Scalar* sizes, int64_t n, int64_t k, int64_t ignore_index, double label_smoothing,
-             typename F::Scalar* losses, typename F::Scalar* maxima, typename F::Scalar* log_sums, double* sums,
-             int n_threads) {
+             typename F::Scalar* losses, typename F::Scalar* maxima, typename F::Scalar* log_sums, double* sum,
+             double row_gradient, typename F::Scalar* gradient, int n_threads) {
   typedef typename F::Scalar T;
   const bool smooth = label_smoothing > 0.0;
+  const double all = smooth && gradient ? sum_of_weights<F>(sizes, k) : 0.0;
 #pragma omp parallel num_threads(n_threads)
   {
     IeeeMode ieee;
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < n; ++i) {
+      T* out = gradient ? gradient + i * k : nullptr;
       if (target[i] == ignore_index) {
         losses[i] = maxima[i] = log_sums[i] = T(0);
+        if (out) memset(out, 0, size_t(k) * sizeof(T));
         continue;
       }
       const T* x = logits + i * row_stride;
-      const Row row = read_row<F>(x, sizes, k, smooth);
+      T chunk_maxima[kChunks];
+      const Row row = out ? read_row<F, true>(x, sizes, k, smooth, out, chunk_maxima)
+                          : read_row<F, false>(x, sizes, k, smooth, nullptr, nullptr);
       const double log_sum = log(row.exponentials);
       const double weight = double(weight_of_class(sizes[target[i]]));
       double loss = weight * ((row.maximum - double(x[target[i]])) + log_sum);
       if (smooth) {
-        const double all = row.weights * log_sum - row.weighted;
-        loss = (1.0 - label_smoothing) * loss + label_smoothing / double(k) * all;
+        const double all_losses = row.weights * log_sum - row.weighted;
+        loss = (1.0 - label_smoothing) * loss + label_smoothing / double(k) * all_losses;
       }
       losses[i] = T(loss);
       maxima[i] = T(row.maximum);
       log_sums[i] = T(log_sum);
+      if (out) {
+        const Share share = share_of(row_gradient, label_smoothing, weight, all, k);
+        const int64_t chunk = chunk_of(k);
+        for (int64_t start = 0, c = 0; start < k; start += chunk, ++c) {
+          const double scale = share.softmax / row.exponentials * exp(double(chunk_maxima[c]) - row.maximum);
+          scale_chunk<F>(sizes + start, k - start < chunk ? k - start : chunk, T(scale), T(share.uniform), smooth,
+                         out + start);
+        }
+        out[target[i]] -= T(share.hit);
+      }
     }
   }
   // In order of row, whatever the threads did.
+  for (int64_t i = 0; i < n; ++i) *sum += double(losses[i]);
+}
+
+// The sum of the targets' weights, in order of row.
+template <class T>
+double sum_of_target_weights(const int64_t* target, const T* sizes, int64_t n, int64_t k, int64_t ignore_index) {
+  double sum = 0.0;
   for (int64_t i = 0; i < n; ++i) {
-    sums[0] += double(losses[i]);
-    if (target[i] != ignore_index) sums[1] += double(weight_of_class(sizes[target[i]]));
+    if (target[i] == ignore_index) continue;
+    sum += target[i] >= 0 && target[i] < k ? double(weight_of_class(sizes[target[i]])) : double(NAN);
   }
+  return sum;
 }
 
 template <class F>
@@ -260,13 +345,10 @@ void write_gradient(const typename F::Scalar* x, const typename F::Scalar* sizes
   }
   for (; j + kLanes <= k; j += kLanes) store(gradient + j, some(load(x + j), load(sizes + j)));
   if (j < k) {
-    V g = some(load_some<F>(x + j, k - j, T(0)), load_some<F>(sizes + j, k - j, T(1)));
-    for (int64_t lane = 0; lane < k - j; ++lane) gradient[j + lane] = g[lane];
+    store_some<F>(gradient + j, k - j, some(load_some<F>(x + j, k - j, T(0)), load_some<F>(sizes + j, k - j, T(1))));
   }
 }
 
-// Gradient of row i: g ((1 - s) w_y (p_j - [j = y]) + s / k (W p_j - w_j)), p the softmax, W the sum of
-// weights.
 template <class F>
 void backward(const typename F::Scalar* logits, int64_t row_stride, const int64_t* target,
               const typename F::Scalar* sizes, int64_t n, int64_t k, int64_t ignore_index, double label_smoothing,
@@ -285,29 +367,41 @@ void backward(const typename F::Scalar* logits, int64_t row_stride, const int64_
         memset(out, 0, size_t(k) * sizeof(T));
         continue;
       }
-      const double g = double(row_gradients[i * row_gradient_stride]);
-      const double hit = g * (1.0 - label_smoothing) * double(weight_of_class(sizes[target[i]]));
-      const double uniform = g * label_smoothing / double(k);
-      const T softmax = T(smooth ? hit + uniform * all : hit);
-      write_gradient<F>(logits + i * row_stride, sizes, k, maxima[i], log_sums[i], softmax, T(uniform), smooth, out);
-      out[target[i]] -= T(hit);
+      const Share share = share_of(double(row_gradients[i * row_gradient_stride]), label_smoothing,
+                                   double(weight_of_class(sizes[target[i]])), all, k);
+      write_gradient<F>(logits + i * row_stride, sizes, k, maxima[i], log_sums[i], T(share.softmax), T(share.uniform),
+                        smooth, out);
+      out[target[i]] -= T(share.hit);
     }
   }
 }
 
 }  // namespace
 
+int weighted_cross_entropy_total(int dtype, const int64_t* target, const void* sizes, int64_t n, int64_t k,
+                                 int64_t ignore_index, double* total) {
+  if (dtype == DCFAST_FLOAT32) {
+    *total = sum_of_target_weights(target, static_cast<const float*>(sizes), n, k, ignore_index);
+  } else if (dtype == DCFAST_FLOAT64) {
+    *total = sum_of_target_weights(target, static_cast<const double*>(sizes), n, k, ignore_index);
+  } else {
+    return DCFAST_INVALID_DTYPE;
+  }
+  return DCFAST_OK;
+}
+
 int weighted_cross_entropy(int dtype, const void* logits, int64_t row_stride, const int64_t* target, const void* sizes,
                            int64_t n, int64_t k, int64_t ignore_index, double label_smoothing, void* losses,
-                           void* maxima, void* log_sums, double* sums, int n_threads) {
+                           void* maxima, void* log_sums, double* sum, double row_gradient, void* gradient,
+                           int n_threads) {
   if (dtype == DCFAST_FLOAT32) {
     forward<Float32>(static_cast<const float*>(logits), row_stride, target, static_cast<const float*>(sizes), n, k,
                      ignore_index, label_smoothing, static_cast<float*>(losses), static_cast<float*>(maxima),
-                     static_cast<float*>(log_sums), sums, n_threads);
+                     static_cast<float*>(log_sums), sum, row_gradient, static_cast<float*>(gradient), n_threads);
   } else if (dtype == DCFAST_FLOAT64) {
     forward<Float64>(static_cast<const double*>(logits), row_stride, target, static_cast<const double*>(sizes), n, k,
                      ignore_index, label_smoothing, static_cast<double*>(losses), static_cast<double*>(maxima),
-                     static_cast<double*>(log_sums), sums, n_threads);
+                     static_cast<double*>(log_sums), sum, row_gradient, static_cast<double*>(gradient), n_threads);
   } else {
     return DCFAST_INVALID_DTYPE;
   }

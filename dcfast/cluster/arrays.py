@@ -1,7 +1,9 @@
-"""numpy, torch and cupy arrays become tensors without a copy; answers return in the kind of the input."""
+"""Arrays of any library become tensors without a copy; answers return in the kind of the input."""
 
 from __future__ import annotations
 
+import math
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +14,31 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# Elements that are looked at at once for the first that is not finite.
+_MASK_ELEMENTS = 2**20
 
 
-def _is_cupy(X: Any) -> bool:
-    return type(X).__module__.partition(".")[0] == "cupy"
+def is_foreign(X: Any) -> bool:
+    """Whether X is an array of another library than numpy and torch, such as cupy or one of the array API."""
+    return hasattr(X, "__dlpack__") and not isinstance(X, (np.ndarray, torch.Tensor))
 
 
 def from_numpy(array: np.ndarray) -> torch.Tensor:
     """A tensor over the array's memory. Ours is only ever read, so read-only arrays are as good as others."""
+    if array.flags.writeable:
+        return torch.from_numpy(array)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
+
+
+def as_tensor(array: Any) -> torch.Tensor:
+    """Any array, sequence or tensor as a tensor over the same memory where there is one; nothing is checked."""
+    if isinstance(array, torch.Tensor):
+        return array.detach()
+    if is_foreign(array):
+        return torch.from_dlpack(array)
+    return from_numpy(np.asarray(array))
 
 
 def as_points(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 1) -> torch.Tensor:
@@ -37,7 +53,7 @@ def as_points(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 
         If `X` is not two-dimensional, too small, of another number of features than in fit, or not finite; the
         message counts the non-finite elements and names the first.
     """
-    if _is_cupy(X):
+    if is_foreign(X):
         X = torch.from_dlpack(X)
     if not isinstance(X, torch.Tensor):
         array = validate_data(
@@ -47,9 +63,11 @@ def as_points(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 
             dtype=[np.float64, np.float32],
             order="C",
             ensure_min_samples=min_rows,
-            ensure_all_finite=True,
+            ensure_all_finite=False,
         )
-        return from_numpy(array)
+        points = from_numpy(array)
+        check_finite(points, "X")
+        return points
     if X.dim() != 2:
         raise ValueError(f"X has shape {tuple(X.shape)}: expected (n_samples, n_features); reshape it")
     if X.shape[0] < min_rows or X.shape[1] < 1:
@@ -70,20 +88,41 @@ def as_points(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 
 
 def check_finite(x: torch.Tensor, name: str) -> None:
     """Raise ValueError with the number of NaN and infinite elements of `x`, and where the first is."""
-    # A sum is not finite if an element is not (it may overflow too, hence the second look).
-    if bool(torch.isfinite(x.sum())):
-        return
-    bad = ~torch.isfinite(x)
-    count = int(bad.sum())
+    count, first = non_finite(x)
     if count:
-        first = tuple(torch.nonzero(bad)[0].tolist())
-        raise ValueError(
-            f"{name} contains {count} non-finite value(s) (NaN or infinity), the first at {first}: drop or impute them"
-        )
+        raise ValueError(not_finite(name, count, first))
 
 
-def sample_weights(sample_weight: Any, X: Any, x: torch.Tensor) -> torch.Tensor | None:
-    """The weights as float64 on the device of `x`, or None where there are none.
+def non_finite(x: torch.Tensor) -> tuple[int, tuple[int, ...]]:
+    """How many elements are NaN or infinite, and the index of the first."""
+    # A sum is not finite if an element is not (it may overflow too, hence the second look).
+    if math.isfinite(float(x.sum())):
+        return 0, ()
+    count, first = 0, ()
+    rows = max(1, _MASK_ELEMENTS * x.shape[0] // max(1, x.numel()))
+    for start in range(0, x.shape[0], rows):
+        bad = torch.nonzero(~torch.isfinite(x[start : start + rows]))
+        if len(bad) and not count:
+            first = (start + int(bad[0, 0]), *bad[0, 1:].tolist())
+        count += len(bad)
+    return count, first
+
+
+def not_finite(name: str, count: int, first: tuple[int, ...]) -> str:
+    """The message of the ValueError."""
+    return f"{name} contains {count} non-finite value(s) (NaN or infinity), the first at {first}: drop or impute them"
+
+
+def float_dtype(array: torch.Tensor | np.ndarray) -> torch.dtype:
+    """The dtype that rows of this array are compared in: float64 unless it is a float that the ops know."""
+    if isinstance(array, torch.Tensor):
+        return array.dtype if array.dtype in FLOATS else torch.float64
+    # NumPy's float16 is float64 to scikit-learn, hence to us.
+    return torch.float32 if array.dtype == np.float32 else torch.float64
+
+
+def sample_weights(sample_weight: Any, n_samples: int, device: torch.device) -> torch.Tensor | None:
+    """The weights as float64 on the device, or None where there are none.
 
     Raises
     ------
@@ -92,28 +131,35 @@ def sample_weights(sample_weight: Any, X: Any, x: torch.Tensor) -> torch.Tensor 
     """
     if sample_weight is None:
         return None
-    if isinstance(sample_weight, torch.Tensor) or _is_cupy(sample_weight):
-        weight = torch.as_tensor(sample_weight).detach().to(x.device, torch.float64)
-        if weight.shape != x.shape[:1]:
-            raise ValueError(f"sample_weight has shape {tuple(weight.shape)}: expected ({x.shape[0]},)")
+    # scikit-learn's check wants at least one row.
+    if isinstance(sample_weight, torch.Tensor) or is_foreign(sample_weight) or n_samples == 0:
+        weight = as_tensor(sample_weight).to(device, torch.float64)
+        if weight.shape != (n_samples,):
+            raise ValueError(f"sample_weight has shape {tuple(weight.shape)}: expected ({n_samples},)")
         check_finite(weight, "sample_weight")
         if bool((weight < 0).any()):
             raise ValueError("Negative values in data passed to `sample_weight`: weights are 0 or more")
     else:
-        rows = np.empty((x.shape[0], 0))
+        rows = np.empty((n_samples, 0))
         array = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
-        weight = from_numpy(np.ascontiguousarray(array)).to(x.device)
-    if not bool((weight > 0).any()):
-        raise ValueError("Sample weights must contain at least one non-zero number.")
+        weight = from_numpy(np.ascontiguousarray(array)).to(device)
     return weight
 
 
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A numpy array over the tensor's memory, if that is the host's."""
+    return tensor.cpu().numpy()
+
+
 def answer_like(X: Any) -> Callable[[torch.Tensor], Any]:
-    """A function that turns a tensor into the kind of array that `X` is."""
+    """A function that turns a tensor into the kind of array that `X` is.
+
+    An object that has `__dlpack__` but belongs to no namespace with `from_dlpack` is answered by tensors.
+    """
     if isinstance(X, torch.Tensor):
         return lambda tensor: tensor
-    if _is_cupy(X):
-        import cupy
-
-        return cupy.from_dlpack
-    return lambda tensor: tensor.cpu().numpy()
+    if not is_foreign(X):
+        return to_numpy
+    if hasattr(X, "__array_namespace__"):
+        return X.__array_namespace__().from_dlpack
+    return getattr(sys.modules.get(type(X).__module__.partition(".")[0]), "from_dlpack", lambda tensor: tensor)

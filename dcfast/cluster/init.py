@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 
 from dcfast import ops
+from dcfast.cluster.points import InMemory, Points
+
+# Candidates whose distances to all rows are held at once.
+_TRIALS = 2
 
 
-def random_rows(
-    x: torch.Tensor, n_clusters: int, sample_weight: torch.Tensor | None, random_state: np.random.RandomState
-) -> torch.Tensor:
+def random_rows(points: Points, n_clusters: int, random_state: np.random.RandomState) -> torch.Tensor:
     """`n_clusters` distinct rows, drawn in proportion to their weights (scikit-learn's draw from `random_state`)."""
-    n = x.shape[0]
-    weight = np.ones(n) if sample_weight is None else sample_weight.cpu().numpy()
-    rows = random_state.choice(n, size=n_clusters, replace=False, p=weight / weight.sum())
-    return x[torch.as_tensor(rows, device=x.device)]
+    return points.fetch(_draw_rows(points, random_state, size=n_clusters, replace=False))
+
+
+def local_trials(n_clusters: int) -> int:
+    """Candidates per centroid of greedy k-means++, as in scikit-learn."""
+    return 2 + int(math.log(n_clusters))
 
 
 def kmeans_plusplus(
-    x: torch.Tensor,
-    n_clusters: int,
-    sample_weight: torch.Tensor | None,
-    random_state: np.random.RandomState,
-    n_local_trials: int | None = None,
+    points: Points, n_clusters: int, random_state: np.random.RandomState, n_local_trials: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Greedy k-means++ (Arthur & Vassilvitskii 2007, with the trials of their section 4).
+    """Greedy k-means++: `dcfast.ops.kmeans_plusplus` over points that may come in blocks.
 
     Parameters
     ----------
-    x : Tensor of shape (N, d)
+    points : Points
+        N rows of d elements, and their weights.
     n_clusters : int
-    sample_weight : Tensor of shape (N,), float64, optional
     random_state : numpy.random.RandomState
         Consumed as scikit-learn consumes it: one `choice`, then `uniform(size=n_local_trials)` per centroid.
     n_local_trials : int, optional
@@ -46,39 +47,80 @@ def kmeans_plusplus(
 
     Notes
     -----
-    O(N d k log k). Distances are D64. The cumulative potential that a draw falls into counts in integers of
-    2^-62 N of the largest potential, so that the choice depends on no order of summation.
+    Where the points come in blocks, two passes per centroid for every two candidates, and at most 56 bytes per row.
     """
-    n = x.shape[0]
-    trials = n_local_trials or 2 + int(math.log(n_clusters))
-    weight = np.ones(n) if sample_weight is None else sample_weight.cpu().numpy()
-    indices = torch.empty(n_clusters, dtype=torch.int64)
-    indices[0] = int(random_state.choice(n, p=weight / weight.sum()))
-    potential = _potentials(x, x[indices[:1]], sample_weight)[0]
-    for c in range(1, n_clusters):
-        candidates = _draw(potential, random_state.uniform(size=trials))
-        closer = torch.minimum(potential, _potentials(x, x[candidates], sample_weight))
-        best = int(torch.argmin(ops.exact_sum(closer)))
-        potential = closer[best]
-        indices[c] = candidates[best]
-    indices = indices.to(x.device)
-    return x[indices], indices
+    trials = n_local_trials or local_trials(n_clusters)
+    first = int(_draw_rows(points, random_state, size=1))
+    uniform = points.ranks.from_first(lambda: random_state.uniform(size=(n_clusters - 1, trials)))
+    uniform = torch.from_numpy(uniform)
+    if isinstance(points, InMemory) and points.ranks.size == 1:
+        if points.is_small(n_clusters):
+            indices = ops.kmeans_plusplus_batch(
+                points.x, points.bounds, points.sample_weight, torch.tensor([first]), uniform[None]
+            )[0]
+            return points.take(indices), indices
+        indices = ops.kmeans_plusplus(points.x, points.sample_weight, first, uniform)
+        return points.take(indices), indices
+    return _kmeans_plusplus(points, first, uniform)
 
 
-def _potentials(x: torch.Tensor, candidates: torch.Tensor, sample_weight: torch.Tensor | None) -> torch.Tensor:
-    """RN64(w D64(x, c)) of every row and candidate: (candidates, N) float64."""
-    count, (n, d) = candidates.shape[0], x.shape
-    labels = torch.zeros(1, 1, dtype=torch.int64, device=x.device).expand(count, n)
-    weight = None if sample_weight is None else sample_weight.expand(count, n)
-    return ops.point_distances(x.expand(count, n, d), candidates[:, None], labels, weight)
+def _kmeans_plusplus(points: Points, first: int, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`dcfast.ops.kmeans_plusplus` over blocks and ranks."""
+    indices = torch.empty(len(uniform) + 1, dtype=torch.int64)
+    indices[0] = first
+    centroids = points.fetch(indices[:1]).repeat(len(indices), 1)
+    potential = _closer(points, centroids[:1], None)[0]
+    bits = 62 - math.ceil(math.log2(max(2, points.total)))
+    largest = points.ranks.maximum(potential.max() if len(potential) else potential.new_zeros(()))
+    scale = torch.exp2(bits - torch.frexp(largest).exponent.double())
+    for c, trials in enumerate(uniform.tolist(), 1):
+        candidates = _draw(points, potential, scale, trials)
+        rows = points.fetch(candidates)
+        best, lowest, chosen = potential, math.inf, 0
+        for start in range(0, len(trials), _TRIALS):
+            closer = _closer(points, rows[start : start + _TRIALS], potential)
+            for winner, total in enumerate(points.ranks.exact_sum(closer).tolist()):
+                if start + winner == 0 or total < lowest:
+                    best, lowest, chosen = closer[winner].clone(), total, start + winner
+        potential = best
+        centroids[c], indices[c] = rows[chosen], candidates[chosen]
+    return centroids, indices.to(points.device)
 
 
-def _draw(potential: torch.Tensor, uniform: np.ndarray) -> torch.Tensor:
-    """Rows drawn in proportion to `potential`: the first whose cumulative potential exceeds u times the total."""
-    _, exponent = torch.frexp(potential.max())
-    bits = 62 - math.ceil(math.log2(max(2, potential.shape[0])))
-    cumulative = torch.ldexp(potential, bits - exponent).floor().long().cumsum(0)
-    total = int(cumulative[-1])
-    thresholds = [int(u * 2.0**53) * total >> 53 for u in uniform.tolist()]
-    rows = torch.searchsorted(cumulative, torch.tensor(thresholds, device=potential.device), right=True)
-    return rows.clamp(max=potential.shape[0] - 1)
+def _draw_rows(points: Points, random_state: np.random.RandomState, **how: Any) -> torch.Tensor:
+    """What `random_state.choice` of the first rank draws from the rows of all ranks in proportion to their weights."""
+    weights = points.ranks.to_first(points.sample_weight)
+
+    def draw() -> np.ndarray:
+        weight = np.ones(points.total) if weights[0] is None else torch.cat([w.cpu() for w in weights]).numpy()
+        return random_state.choice(points.total, p=weight / weight.sum(), **how)
+
+    return torch.from_numpy(points.ranks.from_first(draw))
+
+
+def _closer(points: Points, candidates: torch.Tensor, potential: torch.Tensor | None) -> torch.Tensor:
+    """The potential RN64(w D64) of every row if each of the candidates (m, d) joins the centroids: (m, N) float64."""
+    count, d = candidates.shape
+    out = torch.empty(count, points.n_samples, dtype=torch.float64, device=points.device)
+    with points.ranks.together():
+        for at, rows in points.blocks():
+            n, weight = rows.shape[0], points.weight(at)
+            labels = torch.zeros(1, 1, dtype=torch.int64, device=rows.device).expand(count, n)
+            weight = None if weight is None else weight.expand(count, n)
+            out[:, at] = ops.point_distances(rows.expand(count, n, d), candidates[:, None], labels, weight)
+    return out if potential is None else torch.minimum(out, potential, out=out)
+
+
+def _draw(points: Points, potential: torch.Tensor, scale: torch.Tensor, uniform: list[float]) -> torch.Tensor:
+    """Rows drawn in proportion to `potential`: the first whose cumulative count exceeds u times the total."""
+    cumulative = (potential * scale).floor_().long()
+    torch.cumsum(cumulative, 0, out=cumulative)
+    own = cumulative[-1:].cpu() if len(cumulative) else torch.zeros(1, dtype=torch.int64)
+    counts = points.ranks.stack(own)[:, 0].tolist()
+    before, total = sum(counts[: points.ranks.rank]), sum(counts)
+    thresholds = torch.tensor([int(u * 2.0**53) * total >> 53 for u in uniform]) - before
+    here = (thresholds >= 0) & (thresholds < own)
+    rows = torch.searchsorted(cumulative, thresholds.to(cumulative.device), right=True).cpu() + points.offset
+    # A rank knows the rows that are its own. Where nothing is left to draw from, the last row stands for all.
+    rows = points.ranks.sum(torch.where(here, rows, 0))
+    return rows if total > 0 else torch.full_like(rows, points.total - 1)

@@ -7,26 +7,21 @@ import warnings
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.base import (
-    BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
-    ClusterMixin,
-    TransformerMixin,
-    _fit_context,
-)
+from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from dcfast import ops
-from dcfast.cluster import arrays, init
+from dcfast.cluster import batched
+from dcfast.cluster.base import BaseKMeans
 from dcfast.cluster.lloyd import Callback, Lloyd, lloyd
+from dcfast.cluster.points import Points, open_points
+from dcfast.cluster.ranks import ProcessGroup, Ranks
 
 
-class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+class KMeans(BaseKMeans):
     """Exact, reproducible k-means with scikit-learn's interface.
 
     Labels are the true nearest centroids and centroids the true means (see `dcfast.ops.assign` and
@@ -37,7 +32,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     ----------
     n_clusters : int, default=8
     init : {'k-means++', 'random'}, callable or array-like of shape (n_clusters, n_features), default='k-means++'
-        A callable takes (X, n_clusters, random_state) and returns such an array.
+        A callable takes (X, n_clusters, random_state) and returns such an array; X is the data itself, not centred.
     n_init : 'auto' or int, default='auto'
         Runs from different starts, of which the one of lowest inertia is kept. 'auto' is 1 for 'k-means++' and
         arrays, 10 for 'random' and callables.
@@ -57,6 +52,25 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         a larger cluster (faiss's and DeepCluster's rule), or keeps its centroid.
     callback : callable, optional
         Called with (iteration, n_moved) after every update of the centroids.
+    max_memory : int or str, optional
+        Bytes, or such as '512MiB', of rows that are held beyond X itself, of which 32 MiB are the default. Rows that
+        must be converted, read from disk or made dense are, block by block in every pass, or once if all of them fit.
+        It changes no bit of the result.
+    process_group : torch.distributed.ProcessGroup or bool, optional
+        Processes that fit one model together, such as torchrun starts, each to rows of its own (True: the default
+        group). `fit` is then collective: every process calls it, with equal parameters, and finds the same centroids,
+        the bits of which depend neither on how many there are nor on whose the rows are, but on their order (those of
+        rank 0 come first); an error on one is raised on all. `labels_` are those of the own rows. `random_state` and
+        an array `init` count on rank 0. `init` is no callable then. A group, unlike
+        True, can be neither cloned nor pickled.
+    spherical : bool, default=False
+        Cluster by cosine (Dhillon & Modha 2001): rows are divided by their norms as they are read, also by `predict`,
+        `transform` and `score`, and so are the centroids after every update, a cluster's sum giving the direction. All
+        else is as before, so that `inertia_` is the sum of |x / |x| - c|^2 = 2 (1 - cos(x, c)). Rows of zeros stay.
+    early_stop_threshold : float, optional
+        A run stops, too, when the inertia before an update differs from that of the iteration before by at most this
+        share of it: faiss's rule, for which 0 waits for it to stand still. It costs O(n_samples n_features) operations
+        per iteration.
 
     Attributes
     ----------
@@ -72,9 +86,20 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     Notes
     -----
-    X may be a numpy array (or anything scikit-learn accepts), a torch tensor or a cupy array, and is used where it
-    is, without a copy; arrays are answered in the kind and on the device of X. Each iteration costs
-    O(n_samples n_features n_clusters) operations; memory beyond the input is O(n_samples + n_clusters n_features).
+    X may be a numpy array (or anything scikit-learn accepts), a torch tensor or any array with `__dlpack__`, and is
+    used where it is, without a copy; arrays are answered in the kind and on the device of X. It may also be a scipy
+    sparse matrix, of which one block at a time is made dense; and, larger than memory, a numpy memory map, the path of
+    a `.npy` file, or a function without arguments that returns an iterator of 2-D arrays, called once for every pass.
+    All of these give the same bits.
+
+    Each iteration costs O(n_samples n_features n_clusters) operations; memory beyond the input is
+    O(n_samples + n_clusters n_features).
+
+    Many problems at once, in float32 or float64: X of shape (B, n_samples, n_features), or (total, n_features) and
+    offsets. Then cluster_centers_ is (B, n_clusters, n_features), labels_ (B, n_samples) or (total,), inertia_ and
+    n_iter_ (B,); predict, transform and score take X alike, and `init` may be (B, n_clusters, n_features). With
+    ``seeds = check_random_state(random_state).randint(np.iinfo(np.int32).max, size=B)``, problem b gets the bits of
+    ``KMeans(random_state=seeds[b])`` fitted to it alone.
 
     Examples
     --------
@@ -86,17 +111,15 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     """
 
     _parameter_constraints: dict = {
-        "n_clusters": [Interval(Integral, 1, None, closed="left")],
-        "init": [StrOptions({"k-means++", "random"}), callable, "array-like", torch.Tensor],
-        "n_init": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
-        "tol": [Interval(Real, 0, None, closed="left")],
-        "verbose": ["verbose"],
-        "random_state": ["random_state"],
+        **BaseKMeans._parameter_constraints,
         "copy_x": ["boolean"],
         "algorithm": [StrOptions({"lloyd", "elkan"})],
         "empty": [StrOptions({"farthest", "split", "keep"})],
         "callback": [callable, None],
+        "spherical": ["boolean"],
+        "early_stop_threshold": [Interval(Real, 0, None, closed="left"), None],
+        "process_group": ["boolean", ProcessGroup, None],
+        "max_memory": [Interval(Integral, 1, None, closed="left"), str, None],
     }
 
     def __init__(
@@ -113,6 +136,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         algorithm: str = "lloyd",
         empty: str = "farthest",
         callback: Callback | None = None,
+        max_memory: int | str | None = None,
+        process_group: Any = None,
+        spherical: bool = False,
+        early_stop_threshold: float | None = None,
     ) -> None:
         self.n_clusters = n_clusters
         self.init = init
@@ -125,17 +152,24 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.algorithm = algorithm
         self.empty = empty
         self.callback = callback
+        self.max_memory = max_memory
+        self.process_group = process_group
+        self.spherical = spherical
+        self.early_stop_threshold = early_stop_threshold
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> KMeans:
-        """Cluster the rows of X.
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None, offsets: Any = None) -> KMeans:
+        """Cluster the rows of X, or of each of B problems.
 
         Parameters
         ----------
-        X : array of shape (n_samples, n_features)
-            float32, float64, float16 or bfloat16; anything else becomes float64.
+        X : array, tensor, sparse matrix, memory map, path or callable of shape (n_samples, n_features)
+            float32, float64, and of tensors float16 or bfloat16; anything else becomes float64.
         y : Ignored
         sample_weight : array of shape (n_samples,), optional
+        offsets : array of shape (B + 1,) of int, optional
+            Problem b has the rows offsets[b] to offsets[b + 1]. Problems of one size may also come as X of shape
+            (B, n_samples, n_features), sample_weight of shape (B, n_samples). See the notes of the class.
 
         Returns
         -------
@@ -144,127 +178,135 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         Raises
         ------
         ValueError
-            If X is not finite or has fewer rows than n_clusters, or if weights or initial centroids do not fit.
+            If X is not finite or has fewer rows than n_clusters, or if weights or initial centroids do not fit. After
+            an error or an interrupt the estimator is not fitted, even if it was before.
 
         Warns
         -----
         ConvergenceWarning
             If fewer than n_clusters distinct clusters were found.
         """
-        x = arrays.as_points(self, X, reset=True)
-        if x.shape[0] < self.n_clusters:
-            raise ValueError(f"n_samples={x.shape[0]} should be >= n_clusters={self.n_clusters}.")
-        weight = arrays.sample_weights(sample_weight, X, x)
-        grid = ops.sum_grid(x, weight)
+        if batched.is_batch(X, offsets):
+            with self._unfitted_on_error():
+                batched.fit(self, X, offsets, sample_weight)
+            return self
+        with self._unfitted_on_error():
+            points = self._open(X, sample_weight)
+            self._check_parameters(points)
+            if self.algorithm == "elkan" and self.n_clusters == 1:
+                warnings.warn(
+                    "algorithm='elkan' doesn't make sense for a single cluster: there is nothing to bound.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            best = self._best_run(points)
+            sizes = points.ranks.sum(torch.bincount(best.labels, minlength=self.n_clusters))
+            if (found := int(torch.count_nonzero(sizes))) < self.n_clusters:
+                warnings.warn(
+                    f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}). "
+                    "Possibly due to duplicate points in X.",
+                    ConvergenceWarning,
+                    stacklevel=2,
+                )
+        self.cluster_centers_ = points.answer(best.centroids)
+        self.labels_ = points.answer(best.labels.int())
+        self.inertia_ = float(best.inertia)
+        self.n_iter_ = best.n_iter
+        self._n_features_out = self.n_clusters
+        return self
+
+    def _open(self, X: Any, sample_weight: Any) -> Points:
+        """The rows of this process, which knows of the others'."""
+        ranks = Ranks(self.process_group)
+        names = ("n_clusters", "n_init", "max_iter", "tol", "empty", "spherical", "early_stop_threshold", "verbose")
+        kind = self.init if isinstance(self.init, str) else type(self.init).__name__
+        ranks.agree("parameters", {"init": kind} | {name: getattr(self, name) for name in names})
+        return open_points(
+            self,
+            X,
+            reset=True,
+            sample_weight=sample_weight,
+            max_memory=self.max_memory,
+            spherical=self.spherical,
+            ranks=ranks,
+        )
+
+    def _best_run(self, points: Points) -> Lloyd:
+        """Of `_n_init` runs the one of lowest inertia."""
         random_state = check_random_state(self.random_state)
         # Splitting has a key of its own; the caller's stream goes to the starts alone, as in scikit-learn.
-        seed = int(copy.deepcopy(random_state).randint(np.iinfo(np.int64).max, dtype=np.int64))
-        tol = self.tol * _mean_variance(x) if self.tol > 0 else 0.0
+        seed = 0
+        if self.empty == "split":
+            seed = points.ranks.from_first(lambda: int(copy.deepcopy(random_state).random_sample() * 2.0**53))
         best: Lloyd | None = None
-        for run in range(self._runs()):
-            start = self._start(X, x, weight, random_state)
-            if self.verbose:
+        for run in range(self._n_init):
+            start = self._start(points, random_state, init=self.init, n_clusters=self.n_clusters)
+            if self.verbose and points.ranks.rank == 0:
                 print("Initialization complete")
             result = lloyd(
-                x,
+                points,
                 start,
-                sample_weight=weight,
                 max_iter=self.max_iter,
-                tol=tol,
+                tol=self._tol,
                 empty=self.empty,
-                seed=seed + run,
-                grid=grid,
+                seed=int(seed) + run,
+                spherical=self.spherical,
+                early_stop_threshold=self.early_stop_threshold,
                 callback=self.callback,
                 verbose=bool(self.verbose),
             )
             if best is None or float(result.inertia) < float(best.inertia):
                 best = result
         assert best is not None
-        found = int(torch.unique(best.labels).numel())
-        if found < self.n_clusters:
-            warnings.warn(
-                f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}). "
-                "Possibly due to duplicate points in X.",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        answer = arrays.answer_like(X)
-        self.cluster_centers_ = answer(best.centroids)
-        self.labels_ = answer(best.labels.int())
-        self.inertia_ = float(best.inertia)
-        self.n_iter_ = best.n_iter
-        self._n_features_out = self.n_clusters
-        return self
+        return best
 
-    def _runs(self) -> int:
-        if self.n_init != "auto":
-            return self.n_init
-        return 10 if callable(self.init) or (isinstance(self.init, str) and self.init == "random") else 1
+    def predict(self, X: Any, offsets: Any = None) -> Any:
+        """Index of the nearest centroid of every row of X.
 
-    def _start(
-        self, X: Any, x: torch.Tensor, weight: torch.Tensor | None, random_state: np.random.RandomState
-    ) -> torch.Tensor:
-        if isinstance(self.init, str):
-            if self.init == "random":
-                return init.random_rows(x, self.n_clusters, weight, random_state)
-            return init.kmeans_plusplus(x, self.n_clusters, weight, random_state)[0]
-        given = self.init(X, self.n_clusters, random_state=random_state) if callable(self.init) else self.init
-        start = given if isinstance(given, torch.Tensor) else torch.as_tensor(np.asarray(given))
-        start = start.detach().to(x.device, x.dtype)
-        if start.shape != (self.n_clusters, x.shape[1]):
-            raise ValueError(
-                f"The shape of the initial centers {tuple(start.shape)} does not match the number of clusters "
-                f"{self.n_clusters} and the number of features of the data {x.shape[1]}."
-            )
-        arrays.check_finite(start, "init")
-        return start.clone()
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features), or (B, n_samples, n_features) after a fit to B problems
+        offsets : array of shape (B + 1,) of int, optional
+            As for `fit`.
 
-    def _compare(self, X: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """X and the centroids as tensors of one dtype (the wider) on the device of X."""
-        check_is_fitted(self)
-        x = arrays.as_points(self, X, reset=False)
-        centroids = self.cluster_centers_
-        if not isinstance(centroids, torch.Tensor):
-            centroids = (
-                arrays.from_numpy(centroids) if isinstance(centroids, np.ndarray) else torch.as_tensor(centroids)
-            )
-        dtype = torch.promote_types(x.dtype, centroids.dtype)
-        return x.to(dtype), centroids.to(x.device, dtype)
+        Returns
+        -------
+        array of shape (n_samples,), or (B, n_samples), int32
+        """
+        return batched.predict(self, X, offsets) if self._is_batched(offsets) else super().predict(X)
 
-    def predict(self, X: Any) -> Any:
-        """Index of the nearest centroid of every row of X: an int32 array of shape (n_samples,)."""
-        return arrays.answer_like(X)(ops.assign(*self._compare(X)).int())
+    def transform(self, X: Any, offsets: Any = None) -> Any:
+        """Distances from every row of X to every centroid (of its problem).
 
-    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        Parameters
+        ----------
+        X, offsets
+            As for `predict`.
+
+        Returns
+        -------
+        array of shape (n_samples, n_clusters), or (B, n_samples, n_clusters)
+            Of the wider of the dtypes of X and of the centroids.
+        """
+        return batched.transform(self, X, offsets) if self._is_batched(offsets) else super().transform(X)
+
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None, offsets: Any = None) -> Any:
         """`fit`, then `labels_`."""
-        return self.fit(X, sample_weight=sample_weight).labels_
+        return self.fit(X, sample_weight=sample_weight, offsets=offsets).labels_
 
-    def transform(self, X: Any) -> Any:
-        """Distances from every row of X to every centroid: an array of shape (n_samples, n_clusters)."""
-        x, centroids = self._compare(X)
-        # By differences: a row that is a centroid has the distance 0, which |x|^2 + |c|^2 - 2 x.c does not give.
-        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        distances = torch.cdist(wide, centroids.to(wide.dtype), compute_mode="donot_use_mm_for_euclid_dist")
-        return arrays.answer_like(X)(distances.to(x.dtype))
-
-    def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+    def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None, offsets: Any = None) -> Any:
         """`fit`, then `transform`."""
-        return self.fit(X, sample_weight=sample_weight).transform(X)
+        return self.fit(X, sample_weight=sample_weight, offsets=offsets).transform(X, offsets)
 
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """The negative inertia of X."""
-        x, centroids = self._compare(X)
-        weight = arrays.sample_weights(sample_weight, X, x)
-        return -float(ops.inertia(x, centroids, ops.assign(x, centroids), weight))
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None, offsets: Any = None) -> Any:
+        """The negative inertia of X, every row at its nearest centroid: a float, or (B,) after a fit to B problems."""
+        if self._is_batched(offsets):
+            return batched.score(self, X, offsets, sample_weight)
+        return super().score(X, sample_weight=sample_weight)
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
-
-
-def _mean_variance(x: torch.Tensor) -> float:
-    """The mean over the features of their variance, from exact sums: that of a single cluster."""
-    labels = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-    mean = ops.means(ops.accumulate(x, labels, 1, None), torch.zeros_like(x[:1]))
-    return float(ops.inertia(x, mean, labels)) / x.numel()
+    def _is_batched(self, offsets: Any) -> bool:
+        is_batched = len(getattr(getattr(self, "cluster_centers_", None), "shape", ())) == 3
+        if offsets is not None and not is_batched:
+            check_is_fitted(self, "cluster_centers_")
+            raise ValueError("offsets are given, but this KMeans was fitted to one problem: fit it with offsets too")
+        return is_batched

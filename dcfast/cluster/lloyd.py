@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from dcfast import ops
+from dcfast.cluster.points import InMemory, Points, unit
 
 # Called once per iteration with its number and the rows that changed their label (all of them at first).
 Callback = Callable[[int, int], None]
@@ -25,7 +27,8 @@ class Lloyd(NamedTuple):
     n_iter : int
         Updates of the centroids.
     converged : str or None
-        'labels' if they stood still, 'tol' if the centroids moved by no more than that, None at `max_iter`.
+        'labels' if they stood still, 'tol' if the centroids moved by no more than that, 'objective' if the inertia
+        did, None at `max_iter`.
     """
 
     centroids: torch.Tensor
@@ -36,15 +39,15 @@ class Lloyd(NamedTuple):
 
 
 def lloyd(
-    x: torch.Tensor,
+    points: Points,
     centroids: torch.Tensor,
     *,
-    sample_weight: torch.Tensor | None = None,
     max_iter: int = 300,
     tol: float = 0.0,
     empty: str = "farthest",
     seed: int = 0,
-    grid: ops.Grid | None = None,
+    spherical: bool = False,
+    early_stop_threshold: float | None = None,
     callback: Callback | None = None,
     verbose: bool = False,
 ) -> Lloyd:
@@ -52,10 +55,10 @@ def lloyd(
 
     Parameters
     ----------
-    x : Tensor of shape (N, d)
+    points : Points
+        The rows, (N, d), and their weights. How they are cut into blocks changes no bit.
     centroids : Tensor of shape (k, d)
-        Of the dtype and device of `x`.
-    sample_weight : Tensor of shape (N,), float64, optional
+        Of the dtype and device of `points`.
     max_iter : int
     tol : float
         Stop when the squared Frobenius norm of the centroids' step is at most this.
@@ -64,56 +67,147 @@ def lloyd(
         cluster (`ops.split_empty`); it keeps its centroid.
     seed : int
         Of the draws of 'split'.
-    grid : Grid, optional
-        `ops.sum_grid(x, sample_weight)`, where the caller has it already.
+    spherical : bool
+        Divide the centroids by their norms after every update. The points and the first centroids have norm 1.
+    early_stop_threshold : float, optional
+        Stop when the inertia, taken before each update, changes by at most this share of the one before.
     callback : callable, optional
         Called with (iteration, n_moved) after each update.
     verbose : bool
         Print the inertia of every iteration, and why the last was the last.
     """
-    k = centroids.shape[0]
-    grid = grid or ops.sum_grid(x, sample_weight)
-    own = torch.arange(k, device=x.device)
-    labels = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
+    k, device = centroids.shape[0], centroids.device
+    is_plain = callback is None and not verbose and not spherical and early_stop_threshold is None
+    if isinstance(points, InMemory) and points.is_small(k) and is_plain:
+        runs = ops.lloyd(
+            points.x,
+            points.bounds,
+            centroids[None],
+            sample_weight=points.sample_weight,
+            max_iter=max_iter,
+            tol=tol,
+            empty=empty,
+            seed=seed,
+            grid=points.grid,
+        )
+        converged = (None, "labels", "tol")[int(runs.ended)]
+        return Lloyd(runs.centroids[0], runs.labels, runs.inertia[0], int(runs.n_iter), converged)
+    say = print if points.ranks.rank == 0 else _silent
+    own = torch.arange(k, device=device)
+    labels = torch.full((points.n_samples,), -1, dtype=torch.int64, device=device)
+    running = ops.RunningSums(k, points.grid, points.weight_grid, device)
+    before: torch.Tensor | None = None  # the centroids that `labels` belong to
     converged = None
     n_iter = 0
+    objective = math.nan
     while n_iter < max_iter and converged is None:
-        previous, labels = labels, ops.assign(x, centroids)
-        sums = ops.accumulate(x, labels, k, sample_weight, grid)
+        moved = torch.zeros((), dtype=torch.int64, device=device)
+        with points.ranks.together():
+            for at, rows in points.blocks():
+                previous = labels[at]
+                new_labels = _labels(rows, centroids, before, previous)
+                running.move(rows, new_labels, previous, points.weight(at))
+                moved += torch.count_nonzero(new_labels != previous)
+                if points.n_samples == rows.shape[0]:
+                    labels = new_labels  # one block: no copy
+                else:
+                    labels[at] = new_labels
+        n_moved = int(points.ranks.sum(moved))
+        sums = points.total_sums(running)
         vacant = torch.nonzero(sums.counts == 0)[:, 0]
         if empty == "farthest" and vacant.numel():
-            moved_labels = _relocate(x, centroids, labels, vacant)
-            sums = ops.accumulate(x, moved_labels, k, sample_weight, grid)
-        new = ops.means(sums, centroids)
+            new = _relocated(points, centroids, labels, running, vacant, spherical)
+        else:
+            new = _means(sums, centroids, spherical)
         if empty == "split" and vacant.numel():
+            whole = new
             new, _ = ops.split_empty(new, sums.counts, seed, n_iter)
+            if spherical:
+                new = torch.where((new != whole).any(1, keepdim=True), unit(new), new)
+        if verbose or early_stop_threshold is not None:
+            last, objective = objective, float(points.inertia(centroids, labels))
         if verbose:
-            print(f"Iteration {n_iter}, inertia {float(ops.inertia(x, centroids, labels, sample_weight))}.")
+            say(f"Iteration {n_iter}, inertia {objective}.")
         n_iter += 1
-        n_moved = int((labels != previous).sum())
-        if callback is not None:
-            callback(n_iter, n_moved)
+        with points.ranks.together():
+            if callback is not None:
+                callback(n_iter, n_moved)
         if n_moved == 0 and torch.equal(new, centroids):
             converged = "labels"
             reason = "strict convergence"
         elif (step := float(ops.inertia(new, centroids, own))) <= tol:
             converged = "tol"
             reason = f"center shift {step} within tolerance {tol}"
+        elif early_stop_threshold is not None and abs(last - objective) <= early_stop_threshold * last:
+            converged = "objective"
+            reason = f"inertia {objective} after {last} within threshold {early_stop_threshold}"
         if verbose and converged is not None:
-            print(f"Converged at iteration {n_iter - 1}: {reason}.")
-        centroids = new
+            say(f"Converged at iteration {n_iter - 1}: {reason}.")
+        before, centroids = centroids, new
     if converged != "labels":
-        labels = ops.assign(x, centroids)
-    return Lloyd(centroids, labels, ops.inertia(x, centroids, labels, sample_weight), n_iter, converged)
+        with points.ranks.together():
+            for at, rows in points.blocks():
+                labels[at] = _labels(rows, centroids, before, labels[at])
+    return Lloyd(centroids, labels, points.inertia(centroids, labels), n_iter, converged)
 
 
-def _relocate(x: torch.Tensor, centroids: torch.Tensor, labels: torch.Tensor, vacant: torch.Tensor) -> torch.Tensor:
-    """Give each vacant cluster the row farthest from its centroid: by D64 descending, then by index."""
-    distance = ops.point_distances(x, centroids, labels)
-    # A stable sort keeps the lower index first among equals; nothing moves where every row sits on its centroid.
-    far = torch.sort(distance, descending=True, stable=True).indices[: vacant.numel()]
-    if float(distance[far[0]]) == 0.0:
-        return labels
-    labels = labels.clone()
-    labels[far] = vacant[: far.numel()]
-    return labels
+def _labels(
+    rows: torch.Tensor, centroids: torch.Tensor, before: torch.Tensor | None, labels: torch.Tensor
+) -> torch.Tensor:
+    """The nearest centroids, found from the labels for the centroids `before` where there are some."""
+    return ops.assign(rows, centroids) if before is None else ops.reassign(rows, centroids, before, labels)
+
+
+def _means(sums: ops.ClusterSums, centroids: torch.Tensor, spherical: bool) -> torch.Tensor:
+    """The new centroids; on the sphere those of the directions of the sums."""
+    if not spherical:
+        return ops.means(sums, centroids)
+    mean = ops.means(sums, centroids.double())
+    # Where a cluster has no rows, or their directions cancel out, the centroid stays.
+    some = (sums.counts > 0) & mean.any(1)
+    return torch.where(some[:, None], unit(mean).to(centroids.dtype), centroids)
+
+
+def _relocated(
+    points: Points,
+    centroids: torch.Tensor,
+    labels: torch.Tensor,
+    running: ops.RunningSums,
+    vacant: torch.Tensor,
+    spherical: bool,
+) -> torch.Tensor:
+    """The means once each vacant cluster has the row farthest from its centroid: by D64 descending, then by index."""
+    far = _farthest(points, points.distances(centroids, labels), vacant.numel())
+    # Of these rows a rank moves its own. The sums are exact, so that moving them back leaves no trace.
+    own = (far >= points.offset) & (far < points.offset + points.n_samples)
+    mine, taken = far[own] - points.offset, vacant[: far.numel()][own]
+    with points.ranks.together():
+        rows = points.take(mine)
+    weight = None if points.sample_weight is None else points.sample_weight[mine]
+    running.move(rows, taken, labels[mine], weight)
+    new = _means(points.total_sums(running), centroids, spherical)
+    running.move(rows, labels[mine], taken, weight)
+    return new
+
+
+def _farthest(points: Points, distance: torch.Tensor, count: int) -> torch.Tensor:
+    """The rows of the `count` largest distances, the lower index first among equals; none if all are 0.
+
+    Counted over all ranks, each of which has the distances of its own rows.
+    """
+    largest = torch.full((count,), -1.0, dtype=torch.float64, device=distance.device)
+    numbers = torch.zeros(count, dtype=torch.int64, device=distance.device)
+    own = min(count, distance.shape[0])
+    if own:
+        far = torch.nonzero(distance >= torch.topk(distance, own).values[-1])[:, 0]
+        order = torch.sort(distance[far], descending=True, stable=True).indices[:own]
+        largest[:own], numbers[:own] = distance[far[order]], far[order] + points.offset
+    # Ranks follow one another as their rows do, so that a stable sort keeps the order of equals.
+    everywhere = points.ranks.stack(largest).flatten()
+    order = torch.sort(everywhere, descending=True, stable=True).indices[:count]
+    order = order[everywhere[order] >= 0]
+    return points.ranks.stack(numbers).flatten()[order] if float(everywhere[order[0]]) > 0 else order[:0]
+
+
+def _silent(_: str) -> None:
+    """Say nothing: the first rank speaks for all."""

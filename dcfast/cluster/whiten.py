@@ -21,7 +21,7 @@ _BLOCK_ROWS = 4096
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """BLAS splits a product among its threads in a way that changes the order of sums: use one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -105,7 +105,7 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         shift: torch.Tensor | None = None
         count = 0
         answer = arrays.answer_like(X) if chunks is not X else arrays.answer_like(np.empty(0))
-        with _one_thread():
+        with one_thread():
             for block in _blocks(self._validated(chunks)):
                 # Deviations from the first block's mean: far from the origin, x x^T - n m m^T would cancel.
                 if shift is None:
@@ -161,7 +161,7 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             floor = torch.finfo(torch.float64).eps * max(x.shape[1], self.n_samples_seen_) * variance.max()
             projection = projection * torch.where(variance > floor, variance.rsqrt(), 0)
         out = x.new_empty(x.shape[0], self.n_components)
-        with _one_thread():
+        with one_thread():
             for start in range(0, x.shape[0], _BLOCK_ROWS):
                 block = (x[start : start + _BLOCK_ROWS].double() - mean) @ projection
                 if self.normalize:

@@ -365,7 +365,9 @@ def _look(data: Data, config: TrainConfig, display: Display) -> ImageData:
 
 def _versions() -> dict[str, str]:
     """Return what a run's bits depend on, beside its options and images."""
-    versions = {package: version(package) for package in ("dcfast", "torch", "numpy", "pillow")}
+    versions = {package: version(package) for package in ("dcfast", "numpy", "pillow")}
+    # torch's own word for itself names the build ("2.13.0+cpu"), its package's may not.
+    versions["torch"] = str(torch.__version__)
     return {**versions, "python": platform.python_version(), "cpu": torch.backends.cpu.get_cpu_capability()}
 
 

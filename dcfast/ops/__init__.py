@@ -1,9 +1,12 @@
 """The ops: torch functions served by native, Triton or reference kernels. `torch.ops.dcfast.*` are behind them."""
 
 from dcfast.ops._registry import backend
-from dcfast.ops.accumulate import ClusterSums, Grid, accumulate, means, sum_grid
-from dcfast.ops.assign import assign
+from dcfast.ops.accumulate import ClusterSums, Grid, RunningSums, accumulate, column_range, grid_of, means, sum_grid
+from dcfast.ops.assign import assign, reassign
+from dcfast.ops.draw_rows import draw_rows
 from dcfast.ops.inertia import exact_sum, inertia, point_distances
+from dcfast.ops.kmeans_plusplus import kmeans_plusplus, kmeans_plusplus_batch
+from dcfast.ops.lloyd import Runs, lloyd
 from dcfast.ops.sobel_conv2d import sobel_conv2d
 from dcfast.ops.split_empty import split_empty
 from dcfast.ops.weighted_cross_entropy import inverse_size_weights, weighted_cross_entropy
@@ -11,14 +14,23 @@ from dcfast.ops.weighted_cross_entropy import inverse_size_weights, weighted_cro
 __all__ = [
     "ClusterSums",
     "Grid",
+    "RunningSums",
+    "Runs",
     "accumulate",
     "assign",
     "backend",
+    "column_range",
+    "draw_rows",
     "exact_sum",
+    "grid_of",
     "inertia",
     "inverse_size_weights",
+    "kmeans_plusplus",
+    "kmeans_plusplus_batch",
+    "lloyd",
     "means",
     "point_distances",
+    "reassign",
     "sobel_conv2d",
     "split_empty",
     "sum_grid",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 import time
@@ -26,6 +27,9 @@ _SLICE_SECONDS = 0.1
 # Operations of the first slice: 0.1 s at the 5 GFLOP/s of the slowest processor in mind.
 _FIRST_SLICE_OPERATIONS = 5e8
 
+# Below this, some 50 microseconds by one thread, waking the others takes as long as they save.
+_SHARED_OPERATIONS = 2e5
+
 _HUGE_PAGE = 2**21
 _MADV_HUGEPAGE = 14  # Linux, every architecture that this builds for
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
@@ -34,9 +38,11 @@ _forked = False
 
 
 def _after_fork() -> None:
-    # An OpenMP pool does not survive a fork: a parallel region in the child would wait for threads that are gone.
+    # An OpenMP pool does not survive a fork: a parallel region in the child, ours or torch's, would wait for threads
+    # that are gone.
     global _forked
     _forked = True
+    torch.set_num_threads(1)
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -76,9 +82,9 @@ def built_ops() -> tuple[frozenset[str], frozenset[str]]:
     return names(cpu()), names(_C.cuda) if _C.has_cuda else frozenset()
 
 
-def threads() -> int:
-    """Threads of a native call: torch.get_num_threads(), but 1 in a forked child."""
-    return 1 if _forked else torch.get_num_threads()
+def threads(operations: float = math.inf) -> int:
+    """Threads of a native call: torch.get_num_threads(), but 1 in a forked child or for few operations."""
+    return 1 if _forked or operations < _SHARED_OPERATIONS else torch.get_num_threads()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

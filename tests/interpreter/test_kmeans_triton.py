@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 
 from dcfast import ops
 
@@ -272,6 +273,27 @@ class TestAccumulate:
         assert_same_sums(x.view(3, 40, 6), labels.view(3, 40), 4, weight.view(3, 40))
         assert_same_sums(x.T.contiguous().T[::2, ::3], labels[::2], 4, weight[::2])
 
+    @pytest.mark.parametrize("weighted", [False, True])
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_moves_and_ranges(self, dtype, weighted):
+        x, labels, weight = sums_input(90, 20, 5, dtype, weighted=weighted)
+        x[3, 0], x[7, 1], x[8] = torch.nan, -torch.inf, 0
+        labels[torch.tensor([3, 7])] = -1
+        previous = torch.where(torch.arange(90) % 3 == 0, (labels + 1).clamp(max=4), labels)
+        previous[torch.tensor([3, 7])] = -1
+        results = []
+        for backend in ("reference", "triton"):
+            with ops.backend(backend):
+                smallest, largest = ops.column_range(x, weight)
+                weight_grid = ops.sum_grid(weight[:, None]) if weighted else None
+                running = ops.RunningSums(5, ops.sum_grid(x, weight), weight_grid)
+                running.move(x, previous, torch.full_like(labels, -1), weight)
+                running.move(x, labels, previous, weight)
+                sums = running.sums()
+                results.append((smallest, largest, sums.words, sums.counts, sums.total))
+        for name, a, b in zip(("smallest", "largest", "words", "counts", "total"), *results, strict=True):
+            assert torch.equal(a, b), name
+
     def test_non_finite_rows_without_a_label_and_no_rows(self):
         x = torch.tensor([[1.0], [torch.nan], [torch.inf]])
         assert_same_sums(x, torch.tensor([0, -1, 5]), 2, None)
@@ -399,3 +421,21 @@ def test_kmeans_has_the_bits_of_the_reference(empty):
     assert (a.labels_ == b.labels_).all()
     assert (a.cluster_centers_ == b.cluster_centers_).all()
     assert a.inertia_ == b.inertia_
+
+
+def test_minibatch_and_bisecting_kmeans_have_the_bits_of_the_reference():
+    import dcfast
+
+    x = torch.randn(90, 4, generator=generator(9)).numpy()
+    for model in (
+        dcfast.MiniBatchKMeans(4, batch_size=16, max_iter=1, random_state=0),
+        dcfast.BisectingKMeans(3, max_iter=3, random_state=0),
+    ):
+        fits = []
+        for backend in ("triton", "reference"):
+            with ops.backend(backend):
+                fits.append(clone(model).fit(x))
+        a, b = fits
+        assert (a.labels_ == b.labels_).all()
+        assert (a.cluster_centers_ == b.cluster_centers_).all()
+        assert a.inertia_ == b.inertia_

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from support.sobel import SIZES, assert_as_good_as_torch, make
+from support.sobel import SIZES, assert_as_good_as_torch, assert_epilogue_as_good_as_torch, make
 
 from dcfast import ops
 
@@ -29,6 +29,12 @@ def test_dtypes(kind, dtype):
     assert_as_good_as_torch(ops.sobel_conv2d, make(SMALL[1], kind, dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_epilogue(dtype):
+    assert_epilogue_as_good_as_torch(ops.sobel_conv2d, make(SMALL[1], "bytes", dtype))
+    assert_epilogue_as_good_as_torch(ops.sobel_conv2d, make(SMALL[2], "contiguous", dtype), with_bias=False)
+
+
 def test_several_ranges_of_pixels(monkeypatch):
     # Each range of pixels takes two blocks, and the last one is ragged.
     monkeypatch.setattr(importlib.import_module("dcfast.ops.sobel_conv2d.triton"), "_MAX_RANGES", 2)
@@ -46,5 +52,5 @@ def test_no_images():
 
 def test_opcheck():
     image, weight, bias, *rest = make(SIZES[2], "contiguous", torch.float32)
-    arguments = (image.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), *rest)
+    arguments = (image.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), *rest, None, None, False)
     torch.library.opcheck(torch.ops.dcfast.sobel_conv2d.default, arguments)

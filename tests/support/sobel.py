@@ -92,3 +92,29 @@ def assert_as_good_as_torch(function, arguments, units=1):
         assert mine.isfinite().all()
         error, allowed = (mine - true).abs().max(), 2 * scale * (own - close).abs().max()
         assert error <= allowed + units * torch.finfo(dtype).eps * true.abs().max()
+
+
+def assert_epilogue_as_good_as_torch(function, arguments, with_bias=True):
+    """Scale, shift and ReLU, alone and together, on top of the three steps; negative scales and a zero among them."""
+    image, weight, bias, *rest = arguments
+    generator = torch.Generator().manual_seed(1)
+    scale, shift = (torch.randn(len(weight), generator=generator) for _ in range(2))
+    scale[0] = 0.0
+    bias = bias if with_bias else None
+    for a, b, relu in ((scale, shift, True), (scale, None, False), (None, shift, False), (None, None, True)):
+        ours = function(image, weight, bias, *rest, scale=a, shift=b, relu=relu)
+
+        def definition(dtype, a=a, b=b, relu=relu):
+            inputs = [t.to(dtype) if t is not None and t.is_floating_point() else t for t in (image, weight, bias)]
+            output = three_steps(*inputs, *rest)
+            output = output if a is None else output * a.to(dtype)[:, None, None]
+            output = output if b is None else output + b.to(dtype)[:, None, None]
+            return output.relu() if relu else output
+
+        exact, own = definition(torch.float64), definition(weight.dtype)
+        assert ours.dtype == weight.dtype
+        assert not relu or (ours >= 0).all()
+        error, eps = (ours - exact).abs().max(), torch.finfo(weight.dtype).eps
+        # float64 is its own measure here: three roundings on top of the sum's.
+        allowed = 0.0 if weight.dtype == torch.float64 else 2 * (own - exact).abs().max()
+        assert error <= allowed + (64 if weight.dtype == torch.float64 else 1) * eps * exact.abs().max()

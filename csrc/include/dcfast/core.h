@@ -22,28 +22,39 @@ enum dcfast_dtype {
 };
 
 // ---- assign: labels of the nearest centroids --------------------------------------------------------------
-// Bytes of the workspace that assign_prepare fills from k centroids of d elements.
-typedef int dcfast_cpu_assign_workspace_fn(int dtype, int64_t k, int64_t d, int64_t* bytes);
-// Shift, scale, deduplicate and pack the centroids (k x d, rows contiguous) into the workspace (64-byte
-// aligned).
-typedef int dcfast_cpu_assign_prepare_fn(int dtype, const void* centroids, int64_t k, int64_t d, void* workspace);
-// Labels of n rows of x. scratch holds n_threads * scratch_bytes(d) bytes, counts[0] and counts[1] gain the
-// number of rows that needed a recheck and of those that needed every candidate.
+// Bytes of the workspace that assign_prepare fills from k centroids of d elements, with those of an earlier call beside
+// them or not.
+typedef int dcfast_cpu_assign_workspace_fn(int dtype, int64_t k, int64_t d, bool with_previous, int64_t* bytes);
+// Shift, scale, deduplicate and pack the centroids (k x d, rows contiguous) into the workspace (64-byte aligned);
+// previous (k x d) may be null.
+typedef int dcfast_cpu_assign_prepare_fn(int dtype, const void* centroids, int64_t k, int64_t d, const void* previous,
+                                         void* workspace, int n_threads);
+// Labels of n rows of x. With previous, before holds those for its centroids. scratch holds n_threads *
+// scratch_bytes(d) bytes, counts[0] and counts[1] gain the number of rows that needed a recheck and of those that
+// needed every candidate.
 typedef int dcfast_cpu_assign_scratch_fn(int dtype, int64_t d, int64_t* bytes);
 typedef int dcfast_cpu_assign_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
-                                 const void* centroids, int64_t k, const void* workspace, void* scratch,
-                                 int64_t* labels, int64_t* counts, int n_threads);
+                                 const void* centroids, int64_t k, const void* previous, const void* workspace,
+                                 void* scratch, const int64_t* before, int64_t* labels, int64_t* counts, int n_threads);
 
 // ---- accumulate: exact sums per cluster ----------------------------------------------------------------------
-// Add n rows (n <= 2^22) to words (copies x k x n_words x d, of which the first copy receives the result, carried)
-// and counts (copies x k). Column i in units of 1 / scale[i], a power of two; weight (n doubles) may be null. Rows
-// whose label is outside [0, k) are left out.
+// Add n rows (n <= 2^22) to words (k x n_words x d, which are left carried) and counts (k). With previous, rows leave
+// the cluster that previous says they are counted in, and those that stay are not read. Column i in units of 1 /
+// scale[i], a power of two; weight (n doubles) may be null. Labels outside [0, k) are no cluster. The threads work on
+// `copies` copies of words and counts; partial and partial_counts hold all but the first, zeros before and after.
 typedef int dcfast_cpu_accumulate_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
-                                     const int64_t* labels, int64_t k, const double* weight, const double* scale,
-                                     int64_t n_words, int64_t* words, int64_t* counts, int64_t copies, int n_threads);
+                                     const int64_t* labels, const int64_t* previous, int64_t k, const double* weight,
+                                     const double* scale, int64_t n_words, int64_t* words, int64_t* counts,
+                                     int64_t* partial, int64_t* partial_counts, int64_t copies, int n_threads);
 // out (k x d) = RN_T(RN64(S) / total), or previous where total is 0.
 typedef int dcfast_cpu_means_fn(int dtype, const int64_t* words, int64_t k, int64_t n_words, int64_t d,
-                                const int64_t* low, const double* total, const void* previous, void* out);
+                                const int64_t* low, const double* total, const void* previous, void* out,
+                                int n_threads);
+// Lower smallest and raise largest (copies x d each: infinity and 0 at first) to the magnitudes of the finite non-zero
+// elements of w x.
+typedef int dcfast_cpu_column_range_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                       const double* weight, double* smallest, double* largest, int64_t copies,
+                                       int n_threads);
 
 // ---- inertia ---------------------------------------------------------------------------------------------
 // out[i] = RN64(weight[i] * D64(x_i, centroid of its label)); 0 for a label outside [0, k). weight may be null.
@@ -54,6 +65,55 @@ typedef int dcfast_cpu_point_distances_fn(int dtype, const void* x, int64_t row_
 typedef int dcfast_cpu_exact_sum_add_fn(const double* values, int64_t n, int64_t* words, int n_threads);
 // out[0] = the sum of all n_threads accumulators, rounded once.
 typedef int dcfast_cpu_exact_sum_round_fn(int64_t* words, int n_threads, double* out);
+
+// ---- kmeans_plusplus ---------------------------------------------------------------------------------------
+// Bytes of the workspace; with `cached`, 2 bytes per element of x among them.
+typedef int dcfast_cpu_kmeans_plusplus_workspace_fn(int dtype, int64_t n, int64_t d, int64_t trials, bool cached,
+                                                    int n_threads, int64_t* bytes);
+// Start with the row `first` (go on with the workspace of an earlier call if it is negative) and choose `steps` more
+// rows, each the best of `trials` drawn with uniform (steps x trials).
+typedef int dcfast_cpu_kmeans_plusplus_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                          const double* weight, int64_t trials, bool cached, int64_t first,
+                                          const double* uniform, int64_t steps, void* workspace, int64_t* chosen,
+                                          int n_threads);
+
+// Whole seedings of many problems, the rows offsets[b] to offsets[b + 1] of x and weight from the row first[b] on, with
+// uniform (problems x steps x trials): chosen is problems x steps. n_threads x bytes of workspace: those of the largest
+// problem for one thread, cached.
+typedef int dcfast_cpu_kmeans_plusplus_batch_fn(int dtype, const void* x, int64_t row_stride, const int64_t* offsets,
+                                                int64_t problems, int64_t d, const double* weight, int64_t trials,
+                                                const int64_t* first, const double* uniform, int64_t steps,
+                                                void* workspace, int64_t bytes, int64_t* chosen, int n_threads);
+
+// ---- draw_rows ---------------------------------------------------------------------------------------------
+// For every seed in [0, 2^32) `runs` times: `count` different rows of a problem, drawn in proportion to shares (one per
+// row; null: all the same), then n_uniform numbers. n_threads x 2 most_rows doubles of workspace.
+typedef int dcfast_cpu_draw_rows_fn(const int64_t* seeds, const int64_t* offsets, int64_t problems,
+                                    const double* shares, int64_t count, int64_t n_uniform, int64_t runs,
+                                    double* workspace, int64_t most_rows, int64_t* rows, double* uniform,
+                                    int n_threads);
+
+// ---- lloyd: whole runs of many small problems -----------------------------------------------------------------
+enum dcfast_empty { DCFAST_EMPTY_FARTHEST = 0, DCFAST_EMPTY_SPLIT = 1, DCFAST_EMPTY_KEEP = 2 };
+// Why a run ended: max_iter, the labels stood still, the centroids moved by no more than tol; or that it did not yet.
+enum dcfast_lloyd_status {
+  DCFAST_LLOYD_MAX_ITER = 0,
+  DCFAST_LLOYD_LABELS = 1,
+  DCFAST_LLOYD_TOL = 2,
+  DCFAST_LLOYD_RUNNING = 3,
+};
+// Bytes of a thread's workspace for problems of up to n <= 2^22 rows.
+typedef int dcfast_cpu_lloyd_workspace_fn(int dtype, int64_t n, int64_t d, int64_t k, int64_t n_words, bool weighted,
+                                          int64_t* bytes);
+// Go on with every problem b whose status is `running`, by at most `iterations`: the rows offsets[b] to offsets[b + 1]
+// of x, weight (or null) and labels, from centroids (problems x k x d), in place. n_iter counts its iterations; labels
+// are those before, -1 at first. low and n_words as for accumulate, scale[i] = 2^-low[i]; n_threads x bytes of
+// workspace.
+typedef int dcfast_cpu_lloyd_fn(int dtype, const void* x, int64_t row_stride, const int64_t* offsets, int64_t problems,
+                                int64_t d, int64_t k, const double* weight, const int64_t* low, const double* scale,
+                                int64_t n_words, int64_t max_iter, int64_t iterations, const double* tol, int empty,
+                                const int64_t* seed, void* workspace, int64_t bytes, void* centroids, int64_t* labels,
+                                double* inertia, int64_t* n_iter, int64_t* status, int n_threads);
 
 // ---- split_empty: donors for empty clusters, in place --------------------------------------------------------
 typedef int dcfast_cpu_split_empty_fn(int dtype, void* centroids, int64_t* counts, int64_t k, int64_t d, int64_t seed,
@@ -80,10 +140,11 @@ typedef int dcfast_cpu_sobel_conv2d_plan_fn(int pass, int dtype, const dcfast_so
 typedef int dcfast_cpu_sobel_conv2d_pack_fn(int pass, int dtype, const dcfast_sobel_conv2d_sizes* sizes,
                                             const void* weight, void* packed);
 // Units [start, stop) of the output (images, filters, out_h, out_w). fold holds what a channel is multiplied
-// by and what is added to their sum to give grey; bias may be null.
+// by and what is added to their sum to give grey; bias may be null. relu: negative outputs become 0.
 typedef int dcfast_cpu_sobel_conv2d_fn(int dtype, int image_dtype, const dcfast_sobel_conv2d_sizes* sizes,
                                        const void* image, const double* fold, const void* packed, const void* bias,
-                                       void* scratch, void* output, int64_t start, int64_t stop, int n_threads);
+                                       bool relu, void* scratch, void* output, int64_t start, int64_t stop,
+                                       int n_threads);
 // Adds units [start, stop) to total (plan[3] x plan[4] doubles): column k < 2 kernel_h kernel_w is the
 // gradient of weight k, the column after them that of the bias. partial holds stop - start such matrices of
 // the dtype, summed in the order of the units.
@@ -99,14 +160,19 @@ typedef int dcfast_cpu_sobel_conv2d_backward_image_fn(int dtype, const dcfast_so
                                                       int n_threads);
 
 // ---- weighted_cross_entropy: the weight of a class is 1 / its size -----------------------------------------------
+// total becomes the sum of the targets' weights, NaN if a target is neither in [0, k) nor ignore_index. sizes (k) is
+// float32 or float64, as the dtype says.
+typedef int dcfast_cpu_weighted_cross_entropy_total_fn(int dtype, const int64_t* target, const void* sizes, int64_t n,
+                                                       int64_t k, int64_t ignore_index, double* total);
 // logits are n rows of k; sizes (k), losses, maxima and log_sums (n each) are float32 for float32, float16 and
 // bfloat16 logits (the CPU functions take the first only) and float64 for float64 ones. losses are the weighted
-// losses of the rows, maxima + log_sums their log-sum-exp. sums[0] and sums[1] gain the sum of the losses and of the
-// targets' weights. Every target is in [0, k) or ignore_index.
+// losses of the rows, maxima + log_sums their log-sum-exp. sum gains the sum of the losses. gradient (n x k), unless
+// null, becomes row_gradient times the gradient of that sum.
 typedef int dcfast_cpu_weighted_cross_entropy_fn(int dtype, const void* logits, int64_t row_stride,
                                                  const int64_t* target, const void* sizes, int64_t n, int64_t k,
                                                  int64_t ignore_index, double label_smoothing, void* losses,
-                                                 void* maxima, void* log_sums, double* sums, int n_threads);
+                                                 void* maxima, void* log_sums, double* sum, double row_gradient,
+                                                 void* gradient, int n_threads);
 // row_gradients (stride 0 if common to all rows) are those of the weighted losses; gradient is n x k.
 typedef int dcfast_cpu_weighted_cross_entropy_backward_fn(int dtype, const void* logits, int64_t row_stride,
                                                           const int64_t* target, const void* sizes, int64_t n,
@@ -114,8 +180,8 @@ typedef int dcfast_cpu_weighted_cross_entropy_backward_fn(int dtype, const void*
                                                           const void* row_gradients, int64_t row_gradient_stride,
                                                           const void* maxima, const void* log_sums, void* gradient,
                                                           int n_threads);
-// As on the CPU, but both sums are written, in the dtype of losses, the first divided by the second if `mean`; a target
-// that is no class makes its row's loss NaN.
+// As on the CPU, without the gradient; sums are those of the losses and of the targets' weights, written in the dtype
+// of losses, the first divided by the second if `mean`; a target that is no class makes its row's loss NaN.
 typedef int dcfast_cuda_weighted_cross_entropy_fn(int dtype, const void* logits, int64_t row_stride,
                                                   const int64_t* target, const void* sizes, int64_t n, int64_t k,
                                                   int64_t ignore_index, double label_smoothing, bool mean, void* losses,
@@ -130,15 +196,23 @@ typedef int dcfast_cuda_weighted_cross_entropy_fn(int dtype, const void* logits,
   X(assign)                       \
   X(accumulate)                   \
   X(means)                        \
+  X(column_range)                 \
   X(point_distances)              \
   X(exact_sum_add)                \
   X(exact_sum_round)              \
+  X(kmeans_plusplus_workspace)    \
+  X(kmeans_plusplus)              \
+  X(kmeans_plusplus_batch)        \
+  X(draw_rows)                    \
+  X(lloyd_workspace)              \
+  X(lloyd)                        \
   X(split_empty)                  \
   X(sobel_conv2d_plan)            \
   X(sobel_conv2d_pack)            \
   X(sobel_conv2d)                 \
   X(sobel_conv2d_backward_weight) \
   X(sobel_conv2d_backward_image)  \
+  X(weighted_cross_entropy_total) \
   X(weighted_cross_entropy)       \
   X(weighted_cross_entropy_backward)
 

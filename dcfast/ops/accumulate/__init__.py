@@ -7,9 +7,19 @@ from typing import NamedTuple
 import torch
 
 from dcfast.ops import _registry, _validate
-from dcfast.ops.accumulate.grid import Grid, sum_grid
+from dcfast.ops.accumulate.grid import Grid, check_weight, column_range, grid_of, sum_grid
 
-__all__ = ["ClusterSums", "Grid", "accumulate", "means", "sum_grid"]
+__all__ = [
+    "ClusterSums",
+    "Grid",
+    "RunningSums",
+    "accumulate",
+    "check_weight",
+    "column_range",
+    "grid_of",
+    "means",
+    "sum_grid",
+]
 
 
 class ClusterSums(NamedTuple):
@@ -54,15 +64,6 @@ def _check_accumulate(
         raise ValueError(f"n_words={n_words}: expected 1 to 26; take the grid from sum_grid")
 
 
-def check_weight(sample_weight: torch.Tensor, x: torch.Tensor) -> None:
-    """`sample_weight` is float64, one for every row of `x`."""
-    if sample_weight.dtype != torch.float64:
-        raise TypeError(f"sample_weight has dtype {sample_weight.dtype}: expected float64; use .double()")
-    if sample_weight.shape != x.shape[:-1]:
-        raise ValueError(f"sample_weight has shape {tuple(sample_weight.shape)}: expected {tuple(x.shape[:-1])}")
-    _validate.same_device(sample_weight, "sample_weight", x)
-
-
 def _fake_accumulate(
     x: torch.Tensor,
     labels: torch.Tensor,
@@ -82,6 +83,36 @@ _accumulate = _registry.define(
     package=__name__,
     check=_check_accumulate,
     fake=_fake_accumulate,
+    native_cpu=("accumulate",),
+)
+
+
+def _check_moves(
+    words: torch.Tensor,
+    counts: torch.Tensor,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    previous: torch.Tensor,
+    sample_weight: torch.Tensor | None,
+    low: torch.Tensor,
+) -> None:
+    if x.dim() != 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}: accumulate_moves takes one problem, of shape (N, d)")
+    if words.dim() != 3 or not words.is_contiguous() or not counts.is_contiguous():
+        raise ValueError(f"words has shape {tuple(words.shape)}: expected contiguous words (k, n_words, d) and counts")
+    _check_accumulate(x, labels, words.shape[0], sample_weight, low, words.shape[1])
+    _validate.integers(words, "words", (*words.shape[:2], x.shape[1]))
+    _validate.integers(counts, "counts", words.shape[:1])
+    _validate.integers(previous, "previous", labels.shape)
+
+
+_accumulate_moves = _registry.define(
+    "accumulate_moves",
+    "(Tensor(a!) words, Tensor(b!) counts, Tensor x, Tensor labels, Tensor previous, Tensor? sample_weight, Tensor low)"
+    " -> ()",
+    package=__name__,
+    check=_check_moves,
+    fake=lambda words, counts, x, labels, previous, sample_weight, low: None,
     native_cpu=("accumulate",),
 )
 
@@ -159,9 +190,60 @@ def accumulate(
     column = sample_weight[..., None]
     weight_grid = sum_grid(column)
     total_words, _ = _accumulate(column, labels, n_clusters, None, *weight_grid)
-    one = torch.ones(*counts.shape, 1, dtype=torch.float64, device=x.device)
-    total = _means(total_words, weight_grid.low, one[..., 0], one)[..., 0]
-    return ClusterSums(words, counts, total, grid)
+    return ClusterSums(words, counts, _rounded(total_words, weight_grid), grid)
+
+
+def _rounded(words: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """RN64 of sums of one column: (..., k, n_words, 1) -> (..., k)."""
+    one = torch.ones(*words.shape[:-2], 1, dtype=torch.float64, device=words.device)
+    return _means(words, grid.low, one[..., 0], one)[..., 0]
+
+
+class RunningSums:
+    """Exact sums that follow the labels: only the rows that changed their cluster are added and subtracted.
+
+    Parameters
+    ----------
+    n_clusters : int
+    grid : Grid
+        `sum_grid` of all rows.
+    weight_grid : Grid, optional
+        That of the weights, as a column, where rows have weights.
+    device : torch.device
+    """
+
+    def __init__(
+        self, n_clusters: int, grid: Grid, weight_grid: Grid | None = None, device: torch.device | None = None
+    ) -> None:
+        self.grid, self.weight_grid = grid, weight_grid
+        d = grid.low.shape[0]
+        self.words = torch.zeros(n_clusters, grid.n_words, d, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(n_clusters, dtype=torch.int64, device=device)
+        if weight_grid is not None:
+            self.weight_words = torch.zeros(n_clusters, weight_grid.n_words, 1, dtype=torch.int64, device=device)
+
+    def move(
+        self,
+        x: torch.Tensor,
+        labels: torch.Tensor,
+        previous: torch.Tensor,
+        sample_weight: torch.Tensor | None = None,
+    ) -> None:
+        """Move the rows of `x` (N, d) from the clusters `previous` (N,) to `labels` (N,); -1 is none.
+
+        Parts of the data may be moved one after the other. Costs O(moved rows d + k d).
+        """
+        _accumulate_moves(self.words, self.counts, x, labels, previous, sample_weight, self.grid.low)
+        if self.weight_grid is not None:
+            assert sample_weight is not None
+            unused = torch.zeros_like(self.counts)
+            column = sample_weight[:, None]
+            _accumulate_moves(self.weight_words, unused, column, labels, previous, None, self.weight_grid.low)
+
+    def sums(self) -> ClusterSums:
+        """What `accumulate` returns for the labels as they are; the words are those that later moves change."""
+        total = self.counts.double() if self.weight_grid is None else _rounded(self.weight_words, self.weight_grid)
+        return ClusterSums(self.words, self.counts, total, self.grid)
 
 
 def means(sums: ClusterSums, previous: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from dcfast.ops import _registry, _validate
+
 # Bits of every word but the top one; csrc/cpu/fixed.h has the same number and its reason.
 DIGIT = 40
 # An element is split into words by adding 1.5 * 2^52, so its part in the top word must stay below 2^51; the sum
@@ -15,7 +17,6 @@ _ELEMENT_BITS = 51
 _SUM_BITS = 62
 # Exponents beyond which float64 data is refused: products and squares would overflow or lose bits.
 _MAX_EXPONENT = 480
-_BLOCK_ELEMENTS = 2**22
 
 
 class Grid(NamedTuple):
@@ -31,6 +32,59 @@ class Grid(NamedTuple):
 
     low: torch.Tensor
     n_words: int
+
+
+def carry_(words: torch.Tensor) -> None:
+    """Bring all but the top word of sums (..., n_words, d) into [0, 2^40), in place."""
+    for w in range(words.shape[-2] - 1):
+        up = words[..., w, :] >> DIGIT
+        words[..., w, :] -= up << DIGIT
+        words[..., w + 1, :] += up
+
+
+def check_weight(sample_weight: torch.Tensor, x: torch.Tensor) -> None:
+    """`sample_weight` is float64, one for every row of `x`."""
+    if sample_weight.dtype != torch.float64:
+        raise TypeError(f"sample_weight has dtype {sample_weight.dtype}: expected float64; use .double()")
+    if sample_weight.shape != x.shape[:-1]:
+        raise ValueError(f"sample_weight has shape {tuple(sample_weight.shape)}: expected {tuple(x.shape[:-1])}")
+    _validate.same_device(sample_weight, "sample_weight", x)
+
+
+def _check_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> None:
+    _validate.points(x, "x")
+    if sample_weight is not None:
+        check_weight(sample_weight, x)
+
+
+def _fake_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape[-1], dtype=torch.float64), x.new_empty(x.shape[-1], dtype=torch.float64)
+
+
+_column_range = _registry.define(
+    "column_range",
+    "(Tensor x, Tensor? sample_weight) -> (Tensor, Tensor)",
+    package="dcfast.ops.accumulate",
+    check=_check_range,
+    fake=_fake_range,
+    native_cpu=("column_range",),
+)
+
+
+def column_range(x: torch.Tensor, sample_weight: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest non-zero and the largest magnitude in every column of w x, over the finite elements.
+
+    Parameters
+    ----------
+    x : Tensor of shape (N, d) or (B, N, d)
+    sample_weight : Tensor of shape (N,) or (B, N), float64, optional
+
+    Returns
+    -------
+    smallest, largest : Tensor of shape (d,), float64
+        Infinity and 0 where a column has no such element. Ranges of parts combine by minimum and maximum.
+    """
+    return _column_range(x, sample_weight)
 
 
 def sum_grid(x: torch.Tensor, sample_weight: torch.Tensor | None = None, n_rows: int | None = None) -> Grid:
@@ -56,25 +110,39 @@ def sum_grid(x: torch.Tensor, sample_weight: torch.Tensor | None = None, n_rows:
     ValueError
         If a float64 summand lies beyond 2^480 or below 2^-480 in magnitude.
     """
-    d = x.shape[-1]
-    bits = 53 if x.dtype == torch.float64 or sample_weight is not None else 24
-    wide = torch.float64 if bits == 53 else torch.float32
-    smallest = torch.full((d,), torch.inf, dtype=wide, device=x.device)
-    largest = torch.zeros(d, dtype=wide, device=x.device)
-    rows = max(1, _BLOCK_ELEMENTS // max(1, d * x.shape[:-2].numel()))
-    for start in range(0, x.shape[-2], rows):
-        block = x[..., start : start + rows, :].to(wide)
-        if sample_weight is not None:
-            block = block * sample_weight[..., start : start + rows, None]
-        magnitude = block.abs().flatten(0, -2)
-        magnitude = torch.where(magnitude.isfinite(), magnitude, 0)
-        largest = torch.maximum(largest, magnitude.amax(0))
-        smallest = torch.minimum(smallest, torch.where(magnitude == 0, torch.inf, magnitude).amin(0))
+    return grid_of(*column_range(x, sample_weight), x.dtype, n_rows or x.shape[-2], sample_weight is not None)
+
+
+def grid_of(smallest: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype, n_rows: int, weighted: bool) -> Grid:
+    """The grid of data that comes in parts, from the ranges of its columns.
+
+    Parameters
+    ----------
+    smallest, largest : Tensor of shape (d,), float64
+        From `column_range`, combined over the parts.
+    dtype : torch.dtype
+        That of the rows.
+    n_rows : int
+        Of all parts.
+    weighted : bool
+        Whether the ranges are those of w x.
+
+    Returns
+    -------
+    Grid
+        `sum_grid` of the whole.
+
+    Raises
+    ------
+    ValueError
+        As `sum_grid`.
+    """
+    bits = 53 if dtype == torch.float64 or weighted else 24
     smallest = torch.where(smallest.isinf(), 1, smallest)
     # |v| = m 2^e with m in [1/2, 1): v is a multiple of 2^(e - bits) and below 2^e.
     low = torch.frexp(smallest).exponent.long() - bits
     high = torch.maximum(torch.frexp(largest).exponent.long(), low)
-    if x.numel() == 0:
+    if n_rows == 0:
         return Grid(low, 1)
     lowest, highest, span = torch.stack([low.amin(), high.amax(), (high - low).amax()]).tolist()
     if highest > _MAX_EXPONENT or lowest + bits < -_MAX_EXPONENT:
@@ -82,6 +150,6 @@ def sum_grid(x: torch.Tensor, sample_weight: torch.Tensor | None = None, n_rows:
             f"x (times sample_weight) has elements of magnitude 2^{highest} or 2^{lowest + bits}: sums are exact "
             f"between 2^-{_MAX_EXPONENT} and 2^{_MAX_EXPONENT}; rescale the data"
         )
-    count = max(1, math.ceil(math.log2(max(2, n_rows or x.shape[-2]))))
+    count = max(1, math.ceil(math.log2(max(2, n_rows))))
     need = max(span - _ELEMENT_BITS, span + count - _SUM_BITS)
     return Grid(low, 1 + max(0, -(-need // DIGIT)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dcfast.ops.accumulate.grid import DIGIT
+from dcfast.ops.accumulate.grid import DIGIT, carry_
 
 
 def accumulate(
@@ -37,13 +37,38 @@ def accumulate(
         digit = torch.round(rest / unit)
         rest = rest - digit * unit
         words[:, w].index_add_(0, index, digit.long())
-    for w in range(n_words - 1):
-        carry = words[:, w] >> DIGIT
-        words[:, w] -= carry << DIGIT
-        words[:, w + 1] += carry
+    carry_(words)
     counts = x.new_zeros(n_clusters, dtype=torch.int64)
     counts.index_add_(0, index, torch.ones_like(index))
     return words, counts
+
+
+def accumulate_moves(
+    words: torch.Tensor,
+    counts: torch.Tensor,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    previous: torch.Tensor,
+    sample_weight: torch.Tensor | None,
+    low: torch.Tensor,
+) -> None:
+    k, n_words = words.shape[:2]
+    stays = labels == previous
+    for sign, cluster in ((1, labels), (-1, previous)):
+        more, members = accumulate(x, cluster.masked_fill(stays, -1), k, sample_weight, low, n_words)
+        words += sign * more
+        counts += sign * members
+    carry_(words)
+
+
+def column_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    magnitude = x.double().flatten(0, -2).abs()
+    if sample_weight is not None:
+        magnitude = magnitude * sample_weight.flatten()[:, None]
+    some = magnitude.isfinite() & (magnitude > 0)
+    edge = x.new_full((1, x.shape[-1]), torch.inf, dtype=torch.float64)
+    smallest = torch.cat([edge, magnitude.where(some, torch.inf)]).amin(0)
+    return smallest, torch.cat([torch.zeros_like(edge), magnitude.where(some, 0)]).amax(0)
 
 
 def means(words: torch.Tensor, low: torch.Tensor, total: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:

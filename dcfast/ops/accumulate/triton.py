@@ -1,6 +1,6 @@
 """Exact sums per cluster in int64 words, and the means that they round to.
 
-Rows are sorted by cluster first, so that a program, which holds 32 rows and 64 columns, finds few clusters among its
+Rows are sorted by cluster first, so that a program, which holds 32 rows and 32 columns, finds few clusters among its
 rows: it sums the digits of each and adds them to the cluster's words by one atomic addition per column and word.
 Integer additions need no order. An element splits into words as csrc/cpu/fixed.h says: adding 1.5 2^52 rounds what is
 left of it to the nearest multiple of a word's unit.
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from dcfast.ops._triton import CompileCase, block, device_of, power_of_two, round_words, widen
-from dcfast.ops.accumulate.grid import DIGIT
+from dcfast.ops.accumulate.grid import DIGIT, carry_
 
 # Rows that may be added before the words must be carried: 2^22 digits of 2^39 stay below 2^61.
 _SLICE_ROWS = 2**22
@@ -88,6 +88,33 @@ def _carry(words_ptr, sums, n_words, d, BLOCK: tl.constexpr):
         word_ptr += d
 
 
+@triton.jit
+def _range(
+    x_ptr,  # (n, d), any strides
+    weight_ptr,  # (n,) float64; only if WEIGHTED
+    smallest_ptr,  # (d,) bits of float64, lowered
+    largest_ptr,  # (d,) bits of float64, raised
+    stride_r,
+    stride_d,
+    n,
+    d,
+    WEIGHTED: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    column_blocks = tl.cdiv(d, BLOCK_D)
+    row = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    col = (tl.program_id(0) % column_blocks * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
+    inside = (row < n)[:, None] & (col < d)[None, :]
+    v = widen(tl.load(x_ptr + row[:, None] * stride_r + col[None, :] * stride_d, mask=inside, other=0.0))
+    if WEIGHTED:
+        v = v * tl.load(weight_ptr + row, mask=row < n, other=0.0)[:, None]
+    bits = tl.abs(v).to(tl.int64, bitcast=True)
+    some = (bits > 0) & (bits < 0x7FF0000000000000)
+    tl.atomic_min(smallest_ptr + col, tl.min(tl.where(some, bits, 0x7FF0000000000000), 0), mask=col < d, sem="relaxed")
+    tl.atomic_max(largest_ptr + col, tl.max(tl.where(some, bits, 0), 0), mask=col < d, sem="relaxed")
+
+
 # Specialised for d = 1, its index arithmetic differs enough for the compiler to spill.
 @triton.jit(do_not_specialize=["d", "n_words"])
 def _means(
@@ -158,13 +185,48 @@ def _accumulate(
     key = cluster.int() if clusters < 2**31 else cluster
     order = key.flatten().argsort()
     cluster = cluster.flatten()[order]
-    block_r, block_d = 32, block(d, 16, 64)
+    block_r, block_d = 32, block(d, 16, 32)
     _add[(-(-items // block_r) * -(-d // block_d),)](
         x, order, cluster, weight, low, words, counts, *x.stride(), items, clusters, n, d,
         N_WORDS=n_words, WEIGHTED=weight is not None, BLOCK_R=block_r, BLOCK_D=block_d, **_OPTIONS,
     )  # fmt: skip
     sums = clusters * d
     _carry[(-(-sums // 256),)](words, sums, n_words, d, BLOCK=256, num_warps=4)
+
+
+def accumulate_moves(
+    words: torch.Tensor,
+    counts: torch.Tensor,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    previous: torch.Tensor,
+    sample_weight: torch.Tensor | None,
+    low: torch.Tensor,
+) -> None:
+    k, n_words = words.shape[:2]
+    stays = labels == previous
+    for sign, cluster in ((1, labels), (-1, previous)):
+        more, members = accumulate(x, cluster.masked_fill(stays, -1), k, sample_weight, low, n_words)
+        words += sign * more
+        counts += sign * members
+    carry_(words)
+
+
+def column_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    d = x.shape[-1]
+    x = x.flatten(0, -2)
+    # Positive doubles are ordered as their bits are.
+    smallest = torch.full((d,), torch.inf, dtype=torch.float64, device=x.device).view(torch.int64)
+    largest = torch.zeros(d, dtype=torch.int64, device=x.device)
+    weight = None if sample_weight is None else sample_weight.flatten().contiguous()
+    if x.numel() > 0:
+        block_d = block(d, 16, 64)
+        with device_of(x):
+            _range[(-(-x.shape[0] // 64) * -(-d // block_d),)](
+                x, weight, smallest, largest, *x.stride(),
+                x.shape[0], d, WEIGHTED=weight is not None, BLOCK_R=64, BLOCK_D=block_d, **_OPTIONS,
+            )  # fmt: skip
+    return smallest.view(torch.float64), largest.view(torch.float64)
 
 
 def means(words: torch.Tensor, low: torch.Tensor, total: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
@@ -197,7 +259,7 @@ def compile_cases() -> list[CompileCase]:
                 **dict.fromkeys(("stride_p", "stride_r", "stride_d"), "i64"),
                 **dict.fromkeys(("items", "clusters", "n", "d"), "i32"),
             },
-            {"N_WORDS": n_words, "WEIGHTED": weighted, "BLOCK_R": 32, "BLOCK_D": 64},
+            {"N_WORDS": n_words, "WEIGHTED": weighted, "BLOCK_R": 32, "BLOCK_D": 32},
             _OPTIONS,
         )
         for kind, n_words, weighted in (("fp32", 2, False), ("fp32", 3, True), ("bf16", 1, False), ("fp64", 4, True))
@@ -211,6 +273,23 @@ def compile_cases() -> list[CompileCase]:
             {"num_warps": 4},
         )
     )
+    for kind, weighted in (("fp32", False), ("bf16", True), ("fp64", True)):
+        cases.append(
+            CompileCase(
+                f"range-{kind}{'-weighted' if weighted else ''}",
+                _range,
+                {
+                    "x_ptr": f"*{kind}",
+                    "weight_ptr": "*fp64",
+                    "smallest_ptr": "*i64",
+                    "largest_ptr": "*i64",
+                    **dict.fromkeys(("stride_r", "stride_d"), "i64"),
+                    **dict.fromkeys(("n", "d"), "i32"),
+                },
+                {"WEIGHTED": weighted, "BLOCK_R": 64, "BLOCK_D": 64},
+                _OPTIONS,
+            )
+        )
     for kind in ("fp32", "fp64"):
         cases.append(
             CompileCase(

@@ -12,30 +12,45 @@ _BLOCK_ROWS = 96
 
 
 def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    labels = torch.empty(x.shape[:-1], dtype=torch.int64)
+    labels = _native.empty(x.shape[:-1], torch.int64)
     if x.dim() == 2:
-        _assign(x, centroids, labels)
+        _assign(x, centroids, None, None, labels)
     else:
         for problem in range(x.shape[0]):
-            _assign(x[problem], centroids[problem], labels[problem])
+            _assign(x[problem], centroids[problem], None, None, labels[problem])
     return labels
 
 
-def _assign(x: torch.Tensor, centroids: torch.Tensor, labels: torch.Tensor) -> None:
-    core, n_threads = _native.cpu(), _native.threads()
-    (n, d), k = x.shape, centroids.shape[0]
+def reassign(x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    out = _native.empty(labels.shape, torch.int64)
+    _assign(x, centroids, previous, labels.contiguous(), out)
+    return out
+
+
+def _assign(
+    x: torch.Tensor,
+    centroids: torch.Tensor,
+    previous: torch.Tensor | None,
+    before: torch.Tensor | None,
+    labels: torch.Tensor,
+) -> None:
+    """Fill `labels`; `before` holds the labels for the centroids `previous`, where there are some."""
+    core, (n, d), k = _native.cpu(), x.shape, centroids.shape[0]
+    n_threads = _native.threads(2.0 * n * k * d)
     # float16 and bfloat16 are exact in float32.
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     centroids = centroids.to(wide).contiguous()
+    previous = None if previous is None else previous.to(wide).contiguous()
+    old = 0 if previous is None else previous.data_ptr()
     dtype = _DTYPES[wide]
     sizes = torch.zeros(2, dtype=torch.int64)
-    core.assign_workspace(dtype, k, d, sizes[0:].data_ptr())
+    core.assign_workspace(dtype, k, d, previous is not None, sizes[0:].data_ptr())
     core.assign_scratch(dtype, d, sizes[1:].data_ptr())
     workspace_bytes, scratch_bytes = sizes.tolist()
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8)
     scratch = torch.empty(scratch_bytes * n_threads, dtype=torch.uint8)
     counts = torch.zeros(2, dtype=torch.int64)
-    core.assign_prepare(dtype, centroids.data_ptr(), k, d, workspace.data_ptr())
+    core.assign_prepare(dtype, centroids.data_ptr(), k, d, old, workspace.data_ptr(), n_threads)
     for start, stop in _native.slices(n, 2.0 * k * d, _BLOCK_ROWS * n_threads):
         rows = x[start:stop].to(wide)
         if rows.stride(-1) != 1:
@@ -48,8 +63,10 @@ def _assign(x: torch.Tensor, centroids: torch.Tensor, labels: torch.Tensor) -> N
             d,
             centroids.data_ptr(),
             k,
+            old,
             workspace.data_ptr(),
             scratch.data_ptr(),
+            0 if before is None else before[start:stop].data_ptr(),
             labels[start:stop].data_ptr(),
             counts.data_ptr(),
             n_threads,

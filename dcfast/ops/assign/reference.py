@@ -35,3 +35,7 @@ def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
         valid = block.isfinite().all(-1) & usable.any(-1, keepdim=True)
         labels[..., start : start + rows] = torch.where(valid, index, -1)
     return labels
+
+
+def reassign(x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return assign(x, centroids)

@@ -30,7 +30,7 @@ def _point_distances(
     sample_weight: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    (n, d), n_threads = x.shape, _native.threads()
+    (n, d), n_threads = x.shape, _native.threads(3.0 * x.numel())
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     centroids, labels = centroids.to(wide).contiguous(), labels.contiguous()
     weight = None if sample_weight is None else sample_weight.contiguous()
@@ -55,7 +55,7 @@ def _point_distances(
 
 def exact_sum(values: torch.Tensor) -> torch.Tensor:
     out = torch.empty(values.shape[:-1], dtype=torch.float64)
-    n_threads = _native.threads()
+    n_threads = _native.threads(10.0 * values.shape[-1])
     flat = out.view(-1)
     for row, one in enumerate(values.reshape(flat.numel(), values.shape[-1]).contiguous()):
         words = torch.zeros(n_threads * _SUM_WORDS, dtype=torch.int64)

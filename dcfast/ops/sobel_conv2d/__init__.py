@@ -1,7 +1,8 @@
 """sobel_conv2d: grey image, Sobel and a convolution in one op, and its derivatives of every order.
 
 Three ops: F = sobel_conv2d, and the gradients W = sobel_conv2d_backward_weight and X = sobel_conv2d_backward_image.
-All are linear in each argument (F affine in the image), so that each one's derivatives are the other two.
+All are linear in each argument (F affine in the image), so that each one's derivatives are the other two. With an
+epilogue, which is for inference, F has none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dcfast.ops import _registry, _validate
 from dcfast.ops.sobel_conv2d._geometry import output_size
 
 _Pair = Sequence[int]
-_Constants = tuple[torch.Tensor | None, torch.Tensor | None]
+_NO_EPILOGUE = (None, None, False)  # scale, shift, relu
 
 
 def _check_geometry(image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> None:
@@ -56,12 +57,12 @@ def _check_same_device(other: torch.Tensor, name: str, device: torch.device) -> 
         raise ValueError(f"{name} is on {other.device}, other arguments on {device}: move them to one device")
 
 
-def _check_channels(values: torch.Tensor | None, name: str, device: torch.device) -> None:
+def _check_channels(values: torch.Tensor | None, name: str, device: torch.device, n: int = 3) -> None:
     if values is None:
         return
     _validate.floats(values, name)
-    if values.shape != (3,):
-        raise ValueError(f"{name} has shape {tuple(values.shape)}: expected (3,), one value per channel")
+    if values.shape != (n,):
+        raise ValueError(f"{name} has shape {tuple(values.shape)}: expected ({n},), one value per channel")
     _check_same_device(values, name, device)
 
 
@@ -73,6 +74,9 @@ def _check(
     padding: _Pair,
     mean: torch.Tensor | None,
     std: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    relu: bool,
 ) -> None:
     _check_weight(weight)
     _check_image(image, weight.dtype, "weight")
@@ -86,6 +90,8 @@ def _check(
         _check_same_device(bias, "bias", image.device)
     _check_channels(mean, "mean", image.device)
     _check_channels(std, "std", image.device)
+    _check_channels(scale, "scale", image.device, weight.shape[0])
+    _check_channels(shift, "shift", image.device, weight.shape[0])
     _check_geometry(image.shape[2:], weight.shape[2:], stride, padding)
 
 
@@ -134,9 +140,7 @@ def _check_backward_image(
     _check_channels(std, "std", weight.device)
 
 
-def _fake(
-    image: torch.Tensor, weight: torch.Tensor, bias: Any, stride: _Pair, padding: _Pair, mean: Any, std: Any
-) -> torch.Tensor:
+def _fake(image: torch.Tensor, weight: torch.Tensor, bias: Any, stride: _Pair, padding: _Pair, *_: Any) -> torch.Tensor:
     size = output_size(image.shape[2:], weight.shape[2:], stride, padding)
     return weight.new_empty((image.shape[0], weight.shape[0], *size))
 
@@ -161,8 +165,8 @@ def _fake_backward_image(
 
 _forward = _registry.define(
     "sobel_conv2d",
-    "(Tensor image, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, Tensor? mean, Tensor? std)"
-    " -> Tensor",
+    "(Tensor image, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, Tensor? mean, Tensor? std,"
+    " Tensor? scale, Tensor? shift, bool relu) -> Tensor",
     package=__name__,
     check=_check,
     fake=_fake,
@@ -188,11 +192,17 @@ _backward_image = _registry.define(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    image, weight, _, ctx.stride, ctx.padding, mean, std = inputs
+    image, weight, _, ctx.stride, ctx.padding, mean, std, *epilogue = inputs
+    ctx.has_epilogue = any(a is not None and a is not False for a in epilogue)
     ctx.save_for_backward(image, weight, mean, std)
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+    if ctx.has_epilogue:
+        raise RuntimeError(
+            "dcfast.sobel_conv2d with scale, shift or relu has no derivative: call it under torch.no_grad(), or leave "
+            "them out and apply them to its output"
+        )
     image, weight, mean, std = ctx.saved_tensors
     need_image, need_weight, need_bias = ctx.needs_input_grad[:3]
     grad_image = grad_weight = grad_bias = None
@@ -204,10 +214,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         grad_image,
         grad_weight if need_weight else None,
         grad_bias if need_bias else None,
-        None,
-        None,
-        None,
-        None,
+        *(None,) * 7,
     )
 
 
@@ -220,7 +227,7 @@ def _backward_of_weight(ctx: Any, by_weight: torch.Tensor, by_bias: torch.Tensor
     grad, image, mean, std = ctx.saved_tensors
     by_grad = by_image = None
     if ctx.needs_input_grad[0]:
-        by_grad = _forward(image, by_weight, by_bias, ctx.stride, ctx.padding, mean, std)
+        by_grad = _forward(image, by_weight, by_bias, ctx.stride, ctx.padding, mean, std, *_NO_EPILOGUE)
     if ctx.needs_input_grad[1]:
         by_image = _backward_image(grad, by_weight, image.shape[2:], ctx.stride, ctx.padding, std)
     return by_grad, by_image, None, None, None, None, None
@@ -235,7 +242,7 @@ def _backward_of_image(ctx: Any, by_image: torch.Tensor) -> tuple[Any, ...]:
     grad, weight, std = ctx.saved_tensors
     by_grad = by_weight = None
     if ctx.needs_input_grad[0]:
-        by_grad = _forward(by_image, weight, None, ctx.stride, ctx.padding, None, std)
+        by_grad = _forward(by_image, weight, None, ctx.stride, ctx.padding, None, std, *_NO_EPILOGUE)
     if ctx.needs_input_grad[1]:
         by_weight, _ = _backward_weight(grad, by_image, weight.shape[2:], ctx.stride, ctx.padding, None, std)
     return by_grad, by_weight, None, None, None, None
@@ -264,6 +271,9 @@ def sobel_conv2d(
     padding: int | Sequence[int] = 0,
     mean: torch.Tensor | Sequence[float] | None = None,
     std: torch.Tensor | Sequence[float] | None = None,
+    scale: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+    relu: bool = False,
 ) -> torch.Tensor:
     """Convolve the Sobel gradients of the grey image: the first layer of DeepCluster's networks in one pass.
 
@@ -277,6 +287,9 @@ def sobel_conv2d(
     No intermediate is stored, and the gradients recompute what they need. All derivatives of `image`, `weight` and
     `bias` exist, of any order; `mean` and `std` are constants.
 
+    For inference there is an epilogue, for instance batch normalisation in eval mode and a ReLU: the result is
+    multiplied by `scale`, `shift` is added, and negative values become 0. With it there is no derivative.
+
     Parameters
     ----------
     image : Tensor of shape (N, 3, H, W)
@@ -289,6 +302,9 @@ def sobel_conv2d(
         As for `torch.nn.functional.conv2d`.
     mean, std : Tensor of shape (3,) or three floats, optional
         Default: 0 and 1. In the units of a float image, or of bytes divided by 255.
+    scale, shift : Tensor of shape (O,), optional
+        Default: 1 and 0. Of any floating dtype.
+    relu : bool, default False
 
     Returns
     -------
@@ -301,6 +317,8 @@ def sobel_conv2d(
         If a dtype is not one of those above.
     ValueError
         If shapes, dtypes or devices do not fit each other, or the kernel is larger than the padded image.
+    RuntimeError
+        By the backward pass, with an epilogue.
 
     Notes
     -----
@@ -316,4 +334,5 @@ def sobel_conv2d(
     tensor([ 0., -4., -4.,  4.])
     """
     pair = [(v, v) if isinstance(v, int) else tuple(v) for v in (stride, padding)]
-    return _forward(image, weight, bias, *pair, _channels(mean, image, "mean"), _channels(std, image, "std"))
+    constants = _channels(mean, image, "mean"), _channels(std, image, "std")
+    return _forward(image, weight, bias, *pair, *constants, scale, shift, relu)

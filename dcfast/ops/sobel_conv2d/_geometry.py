@@ -1,4 +1,4 @@
-"""What the contract and every backend compute alike: sizes of the output, and the affine map from pixels to grey."""
+"""What the contract and every backend compute alike: sizes of the output, the map from pixels to grey, the epilogue."""
 
 from __future__ import annotations
 
@@ -33,3 +33,14 @@ def fold(
         scale = scale / std.double()
     offset = scale.new_zeros(1) if mean is None else -(scale * mean.double()).sum(0, keepdim=True)
     return torch.cat([scale / 255.0 if image_dtype == torch.uint8 else scale, offset])
+
+
+def affine(
+    dtype: torch.dtype, bias: torch.Tensor | None, scale: torch.Tensor | None, shift: torch.Tensor | None
+) -> torch.Tensor | None:
+    """(O,) of `dtype`, contiguous: what is added to scale * convolution, scale * bias + shift; None for nothing."""
+    if scale is not None and bias is not None:
+        bias = scale.double() * bias.double()
+    if shift is not None:
+        bias = shift if bias is None else bias.double() + shift.double()
+    return None if bias is None else bias.to(dtype).contiguous()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from dcfast.ops import _native
-from dcfast.ops.sobel_conv2d._geometry import fold, output_size, wide
+from dcfast.ops.sobel_conv2d._geometry import affine, fold, output_size, wide
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.uint8: 4}
 _FORWARD, _WEIGHT, _IMAGE = range(3)
@@ -66,14 +66,17 @@ def sobel_conv2d(
     padding: list[int],
     mean: torch.Tensor | None,
     std: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    relu: bool,
 ) -> torch.Tensor:
     core, n_threads, dtype = _native.cpu(), _native.threads(), wide(weight.dtype)
     (n, _, *size), (filters, _, *kernel) = image.shape, weight.shape
     sizes = _sizes(n, size, filters, kernel, stride, padding)
     units, packed_bytes, scratch_bytes, *_ = _plan(_FORWARD, _DTYPES[dtype], sizes)
     output = _native.empty((n, filters, *sizes[10:12].tolist()), weight.dtype)
-    weight = weight.to(dtype).contiguous()
-    bias = None if bias is None else bias.to(dtype).contiguous()
+    weight = (weight if scale is None else weight * scale.to(dtype)[:, None, None, None]).to(dtype).contiguous()
+    bias = affine(dtype, bias, scale, shift)
     packed, scratch = _bytes(packed_bytes), _bytes(scratch_bytes * n_threads)
     core.sobel_conv2d_pack(_FORWARD, _DTYPES[dtype], sizes.data_ptr(), weight.data_ptr(), packed.data_ptr())
     to_grey = fold(image.dtype, mean, std, image.device)
@@ -94,6 +97,7 @@ def sobel_conv2d(
             to_grey.data_ptr(),
             packed.data_ptr(),
             0 if bias is None else bias.data_ptr(),
+            relu,
             scratch.data_ptr(),
             result.data_ptr(),
             start - base,

@@ -38,10 +38,19 @@ def sobel_conv2d(
     padding: list[int],
     mean: torch.Tensor | None,
     std: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    relu: bool,
 ) -> torch.Tensor:
     dtype = wide(weight.dtype)
     sobel = planes(image, dtype, mean, std)
     output = F.conv2d(sobel, weight.to(dtype), None if bias is None else bias.to(dtype), stride, padding)
+    if scale is not None:
+        output = output * scale.to(dtype)[:, None, None]
+    if shift is not None:
+        output = output + shift.to(dtype)[:, None, None]
+    if relu:
+        output = output.relu()
     return output.to(weight.dtype).contiguous()
 
 

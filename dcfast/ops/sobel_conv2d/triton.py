@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from dcfast.ops._triton import CompileCase, block, device_of
-from dcfast.ops.sobel_conv2d._geometry import fold, output_size, wide
+from dcfast.ops.sobel_conv2d._geometry import affine, fold, output_size, wide
 
 _TL = {torch.float32: tl.float32, torch.float64: tl.float64}
 # Ranges of pixels whose weight gradients are summed apart: enough for every multiprocessor, few enough to add up.
@@ -84,7 +84,8 @@ def _forward(
     image_ptr,  # (N, 3, H, W), any strides
     fold_ptr,  # (4,) ACC
     weight_ptr,  # (filters, 2, KH, KW) contiguous
-    bias_ptr,  # (filters,), not read without HAS_BIAS
+    scale_ptr,  # (filters,) ACC, not read without HAS_SCALE
+    bias_ptr,  # (filters,) ACC, not read without HAS_BIAS
     out_ptr,  # out: (N, filters, out_h, out_w) contiguous
     pixels,  # N * out_h * out_w
     height,
@@ -102,7 +103,9 @@ def _forward(
     stride_w,
     KH: tl.constexpr,
     KW: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    RELU: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -141,8 +144,12 @@ def _forward(
         wy = tl.load(weight + TAPS, mask=mask, other=0.0)
         acc = _dot(sx.to(dtype), wx, acc)
         acc = _dot(sy.to(dtype), wy, acc)
+    if HAS_SCALE:
+        acc *= tl.load(scale_ptr + o, mask=o < filters, other=0.0)[None, :]
     if HAS_BIAS:
-        acc += tl.load(bias_ptr + o, mask=o < filters, other=0.0).to(ACC)[None, :]
+        acc += tl.load(bias_ptr + o, mask=o < filters, other=0.0)[None, :]
+    if RELU:
+        acc = tl.where(acc < 0, 0.0, acc)  # NaN stays
     to = out_ptr + (n * filters)[:, None] * channel + o.to(tl.int64)[None, :] * channel + at[:, None]
     tl.store(to, acc.to(dtype), mask=(p < pixels)[:, None] & (o < filters)[None, :])
 
@@ -303,7 +310,7 @@ def _tile(dtype: torch.dtype, filters: int) -> dict[str, int]:
     if dtype == torch.float64:
         return {"BLOCK_P": 16, "BLOCK_O": 16, "BLOCK_T": 16, "num_warps": 4}
     if dtype == torch.float32:
-        return {"BLOCK_P": 32, "BLOCK_O": block(filters, 16, 64), "BLOCK_T": 16, "num_warps": 4}
+        return {"BLOCK_P": 32, "BLOCK_O": block(filters, 16, 64), "BLOCK_T": 16, "num_warps": 8}
     return {"BLOCK_P": 64, "BLOCK_O": block(filters, 16, 128), "BLOCK_T": 16, "num_warps": 8}
 
 
@@ -315,6 +322,9 @@ def sobel_conv2d(
     padding: list[int],
     mean: torch.Tensor | None,
     std: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    relu: bool,
 ) -> torch.Tensor:
     (n, _, *size), (filters, _, *kernel) = image.shape, weight.shape
     out_size = output_size(size, kernel, stride, padding)
@@ -324,14 +334,15 @@ def sobel_conv2d(
     acc = wide(weight.dtype)
     tile = _tile(weight.dtype, filters)
     pixels = n * out_size[0] * out_size[1]
-    weight = weight.contiguous()
+    weight, bias = weight.contiguous(), affine(acc, bias, scale, shift)
     grid = (triton.cdiv(pixels, tile["BLOCK_P"]) * triton.cdiv(filters, tile["BLOCK_O"]),)
     with device_of(image):
         _forward[grid](
             image,
             fold(image.dtype, mean, std, image.device).to(acc),
             weight,
-            weight if bias is None else bias.contiguous(),
+            weight if scale is None else scale.to(acc).contiguous(),
+            weight if bias is None else bias,
             output,
             pixels,
             *size,
@@ -342,7 +353,9 @@ def sobel_conv2d(
             *image.stride(),
             KH=kernel[0],
             KW=kernel[1],
+            HAS_SCALE=scale is not None,
             HAS_BIAS=bias is not None,
+            RELU=relu,
             ACC=_TL[acc],
             **tile,
         )
@@ -455,18 +468,21 @@ def compile_cases() -> list[CompileCase]:
         expect = {80: ("HMMA",), 90: ("HGMMA",)} if dtype.itemsize == 2 else {}
         pointers = {"image_ptr": f"*{image}", "fold_ptr": f"*{acc}"}
         common: dict[str, Any] = {"KH": 11, "KW": 11, "ACC": _TL[wide(dtype)]}
-        operands = {"weight_ptr": f"*{name}", "bias_ptr": f"*{name}", "out_ptr": f"*{name}", "pixels": "i64"}
+        operands = {"weight_ptr": f"*{name}", "scale_ptr": f"*{acc}", "bias_ptr": f"*{acc}", "out_ptr": f"*{name}"}
         sums = {"partial_ptr": f"*{acc}", "pixels": "i64", "range_pixels": "i64"}
         gradient = {"grad_ptr": f"*{name}", "weight_ptr": f"*{name}", "planes_ptr": f"*{acc}", "pixels": "i64"}
         cases += [
             CompileCase(
-                f"forward-{name}-{image}",
+                f"forward-{name}-{image}{'-epilogue' if epilogue else ''}",
                 _forward,
-                {**pointers, **operands, **sizes, **conv, **strides},
-                {**common, "HAS_BIAS": True, **tile},
+                {**pointers, **operands, "pixels": "i64", **sizes, **conv, **strides},
+                {**common, "HAS_SCALE": epilogue, "HAS_BIAS": True, "RELU": epilogue, **tile},
                 options,
                 expect=expect,
-            ),
+            )
+            for epilogue in (False, True)
+        ]
+        cases += [
             CompileCase(
                 f"weight-{name}-{image}",
                 _weight,

@@ -57,6 +57,16 @@ def _fake(logits: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
     return tuple(logits.new_empty(shape, dtype=dtype) for shape, dtype in outputs.values())
 
 
+def _check_with_gradient(logits: torch.Tensor, *arguments: Any) -> None:
+    _check(logits, *arguments)
+    if arguments[-1] == "none":
+        raise ValueError("reduction is 'none': the gradient is that of one number; use 'mean' or 'sum'")
+
+
+def _fake_with_gradient(logits: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    return *_fake(logits, *arguments), logits.new_empty(logits.shape)
+
+
 def _check_backward(
     grad: torch.Tensor,
     logits: torch.Tensor,
@@ -96,8 +106,19 @@ _op = _registry.define(
     package=__name__,
     check=_check,
     fake=_fake,
-    native_cpu=("weighted_cross_entropy",),
+    native_cpu=("weighted_cross_entropy_total", "weighted_cross_entropy"),
     native_cuda=("weighted_cross_entropy",),
+)
+
+# The same and the gradient in the logits, read once. Not differentiable itself: see _LossWithGradient.
+_op_with_gradient = _registry.define(
+    "weighted_cross_entropy_with_gradient",
+    f"(Tensor logits, Tensor target, Tensor cluster_sizes, {_ARGUMENTS}) "
+    "-> (Tensor loss, Tensor statistics, Tensor total_weight, Tensor gradient)",
+    package=__name__,
+    check=_check_with_gradient,
+    fake=_fake_with_gradient,
+    native_cpu=("weighted_cross_entropy_total", "weighted_cross_entropy"),
 )
 
 _op_backward = _registry.define(
@@ -131,6 +152,45 @@ def _no_double_backward(ctx: Any, grad: torch.Tensor) -> NoReturn:
 
 torch.library.register_autograd("dcfast::weighted_cross_entropy", _backward, setup_context=_setup_context)
 torch.library.register_autograd("dcfast::weighted_cross_entropy_backward", _no_double_backward)
+
+
+class _LossWithGradient(torch.autograd.Function):
+    """The loss whose gradient is made along with it and waits for the backward pass.
+
+    The first backward pass hands it out, and whoever receives it owns it; should there be another one through a
+    retained graph, it computes its own. The same if a second derivative is asked for, so that it is refused.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
+        loss, statistics, total_weight, ctx.gradient = _op_with_gradient(*inputs)
+        ctx.arguments = inputs[3:]
+        ctx.save_for_backward(*inputs[:3], statistics, total_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.gradient is None or torch.is_grad_enabled():
+            return _backward(ctx, grad)
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient if grad.item() == 1.0 else gradient.mul_(grad), None, None, None, None, None
+
+
+def _gradient_is_due(logits: torch.Tensor, reduction: str) -> bool:
+    """Whether to make the gradient along with the loss.
+
+    On the CPU only, where reading the logits again costs more than a comparison with 1 that waits for the device, and
+    not in half precision, where a gradient that is scaled later underflows. A compiler plans the passes itself.
+    """
+    return (
+        torch.is_grad_enabled()
+        and type(logits) in (torch.Tensor, torch.nn.Parameter)
+        and logits.requires_grad
+        and logits.device.type == "cpu"
+        and logits.dtype in (torch.float32, torch.float64)
+        and reduction != "none"
+        and not torch.compiler.is_compiling()
+    )
 
 
 def inverse_size_weights(cluster_sizes: torch.Tensor) -> torch.Tensor:
@@ -214,7 +274,8 @@ def weighted_cross_entropy(
     Notes
     -----
     One pass over the logits forward and one backward, O(N k) operations, and O(N + k) memory beside the gradient:
-    no N x k matrix of probabilities. The bits of the result do not depend on the number of threads.
+    no N x k matrix of probabilities. On the CPU, for float32 and float64 and one loss, the gradient is made in the
+    forward pass and the logits are read once. The bits of the result do not depend on the number of threads.
 
     `torch.ops.dcfast.weighted_cross_entropy` also returns what its backward needs: per row the largest logit and
     the logarithm of the sum of exp(logit - largest), which are kept apart because their sum, the log-sum-exp,
@@ -232,4 +293,7 @@ def weighted_cross_entropy(
     >>> dcfast.ops.weighted_cross_entropy(logits, torch.tensor([0, 1]), torch.tensor([1, 3]))
     tensor(0.6269)
     """
-    return _op(logits, target, cluster_sizes, ignore_index, label_smoothing, reduction)[0]
+    arguments = (logits, target, cluster_sizes, ignore_index, label_smoothing, reduction)
+    if _gradient_is_due(logits, reduction):
+        return _LossWithGradient.apply(*arguments)
+    return _op(*arguments)[0]

@@ -33,45 +33,65 @@ def _wide(logits: torch.Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def weighted_cross_entropy(
+def _on_cuda(
     logits: torch.Tensor,
     target: torch.Tensor,
-    cluster_sizes: torch.Tensor,
+    sizes: torch.Tensor,
     ignore_index: int,
     label_smoothing: float,
     reduction: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    (n, k), wide = logits.shape, _wide(logits)
-    target, sizes = target.contiguous(), cluster_sizes.to(wide).contiguous()
-    losses = torch.empty(n, dtype=wide, device=logits.device)
-    statistics = torch.empty(2, n, dtype=wide, device=logits.device)
-    if logits.device.type == "cuda":
-        sums = torch.empty(2, dtype=wide, device=logits.device)
-        x = logits if logits.stride(1) == 1 else logits.contiguous()
-        with torch.cuda.device(logits.device):
-            _native.cuda().weighted_cross_entropy(
-                _DTYPES[x.dtype],
-                x.data_ptr(),
-                x.stride(0),
-                target.data_ptr(),
-                sizes.data_ptr(),
-                n,
-                k,
-                ignore_index,
-                label_smoothing,
-                reduction == "mean",
-                losses.data_ptr(),
-                statistics[0].data_ptr(),
-                statistics[1].data_ptr(),
-                sums.data_ptr(),
-                _native.stream(logits.device),
-            )
-        loss = losses if reduction == "none" else sums[0].clone()
-        return loss.to(logits.dtype), statistics, sums[1].clone()
-    _validate.class_indices(target, "target", k, ignore_index)
+    n, k = logits.shape
+    losses = torch.empty(n, dtype=sizes.dtype, device=logits.device)
+    statistics = torch.empty(2, n, dtype=sizes.dtype, device=logits.device)
+    sums = torch.empty(2, dtype=sizes.dtype, device=logits.device)
+    x = logits if logits.stride(1) == 1 else logits.contiguous()
+    with torch.cuda.device(logits.device):
+        _native.cuda().weighted_cross_entropy(
+            _DTYPES[x.dtype],
+            x.data_ptr(),
+            x.stride(0),
+            target.data_ptr(),
+            sizes.data_ptr(),
+            n,
+            k,
+            ignore_index,
+            label_smoothing,
+            reduction == "mean",
+            losses.data_ptr(),
+            statistics[0].data_ptr(),
+            statistics[1].data_ptr(),
+            sums.data_ptr(),
+            _native.stream(logits.device),
+        )
+    loss = losses if reduction == "none" else sums[0].clone()
+    return loss.to(logits.dtype), statistics, sums[1].clone()
+
+
+def _on_cpu(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    sizes: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    gradient: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss, statistics and total weight; writes the gradient of the loss to `gradient`, unless that has no rows."""
+    (n, k), wide, core = logits.shape, sizes.dtype, _native.cpu()
+    losses, statistics = torch.empty(n, dtype=wide), torch.empty(2, n, dtype=wide)
     sums = torch.zeros(2, dtype=torch.float64)
+    loss_sum, total_weight = sums.unbind()
+    core.weighted_cross_entropy_total(
+        _DTYPES[wide], target.data_ptr(), sizes.data_ptr(), n, k, ignore_index, total_weight.data_ptr()
+    )
+    if total_weight.isnan():
+        _validate.class_indices(target, "target", k, ignore_index)
+    divisor = total_weight if reduction == "mean" else total_weight.new_ones(())
+    row_gradient = divisor.reciprocal().item()
     for rows, x in _slices(logits, wide):
-        _native.cpu().weighted_cross_entropy(
+        out = _wide_rows(gradient, rows, wide)
+        core.weighted_cross_entropy(
             _DTYPES[wide],
             x.data_ptr(),
             x.stride(0),
@@ -84,14 +104,50 @@ def weighted_cross_entropy(
             losses[rows].data_ptr(),
             statistics[0, rows].data_ptr(),
             statistics[1, rows].data_ptr(),
-            sums.data_ptr(),
+            loss_sum.data_ptr(),
+            row_gradient,
+            out.data_ptr(),  # 0 if there are no rows
             _threads(x),
         )
-    if reduction == "none":
-        loss = losses
-    else:
-        loss = sums[0] / sums[1] if reduction == "mean" else sums[0].clone()
-    return loss.to(logits.dtype), statistics, sums[1].to(wide, copy=True)
+        if out.dtype != gradient.dtype:
+            gradient[rows] = out
+    loss = losses if reduction == "none" else loss_sum / divisor
+    return loss.to(logits.dtype), statistics, total_weight.to(wide, copy=True)
+
+
+def _wide_rows(gradient: torch.Tensor, rows: slice, wide: torch.dtype) -> torch.Tensor:
+    """Those rows of the gradient, or rows to be rounded to them."""
+    part = gradient[rows]
+    return part if part.dtype == wide else torch.empty(part.shape, dtype=wide)
+
+
+def weighted_cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    cluster_sizes: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    sizes = cluster_sizes.to(_wide(logits)).contiguous()
+    arguments = (logits, target.contiguous(), sizes, ignore_index, label_smoothing, reduction)
+    if logits.device.type == "cuda":
+        return _on_cuda(*arguments)
+    return _on_cpu(*arguments, logits.new_empty(0, logits.shape[1]))
+
+
+def weighted_cross_entropy_with_gradient(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    cluster_sizes: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    sizes = cluster_sizes.to(_wide(logits)).contiguous()
+    gradient = _native.empty(logits.shape, logits.dtype)
+    arguments = (logits, target.contiguous(), sizes, ignore_index, label_smoothing, reduction)
+    return *_on_cpu(*arguments, gradient), gradient
 
 
 def weighted_cross_entropy_backward(
@@ -114,7 +170,7 @@ def weighted_cross_entropy_backward(
     row_gradients = row_gradients.expand(n)
     gradient = _native.empty((n, k), logits.dtype)
     for rows, x in _slices(logits, wide):
-        out = gradient[rows] if logits.dtype == wide else torch.empty(x.shape, dtype=wide)
+        out = _wide_rows(gradient, rows, wide)
         _native.cpu().weighted_cross_entropy_backward(
             _DTYPES[wide],
             x.data_ptr(),
@@ -132,6 +188,6 @@ def weighted_cross_entropy_backward(
             out.data_ptr(),
             _threads(x),
         )
-        if logits.dtype != wide:
+        if out.dtype != gradient.dtype:
             gradient[rows] = out
     return gradient

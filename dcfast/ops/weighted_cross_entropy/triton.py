@@ -258,6 +258,22 @@ def weighted_cross_entropy_backward(
     return gradient
 
 
+def weighted_cross_entropy_with_gradient(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    cluster_sizes: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    options = (ignore_index, label_smoothing, reduction)
+    loss, statistics, total_weight = weighted_cross_entropy(logits, target, cluster_sizes, *options)
+    gradient = weighted_cross_entropy_backward(
+        torch.ones_like(loss), logits, target, cluster_sizes, statistics, total_weight, *options
+    )
+    return loss, statistics, total_weight, gradient
+
+
 def compile_cases() -> list[CompileCase]:
     cases = []
     for name, wide in (("fp32", "fp32"), ("fp64", "fp64"), ("fp16", "fp32"), ("bf16", "fp32")):

@@ -1,0 +1,270 @@
+// The pass of assign for few columns: rows in the lanes, float32.
+//
+// A lane is a row, so that nothing has to be reduced over lanes and the whole work per score is d multiply-adds and the
+// update of the two lowest. With u = 2^-24, n = d + 3 roundings in sequence and g = n u / (1 - n u):
+//   * the sum itself:        g (H_j + |x~| b_j + |x'||c'_j|)   (u per step, fused or not: one more without FMA)
+//   * the rounded operands:  |x~.c~ - x'.c'| <= (3 u + 3 u^2) |x~||c~|   (x' = fl(x - m) s, c' = fl(c~))
+//   * underflow:             every product or operand lost below 2^-126 costs at most that: tau
+// so that a_j = 2 g H_j + tau and b_j = (g + 5 u) |c~_j| (1 + 2 g) + tau are enough.
+//
+// A block of rows is transposed into L1 once; the centroids (64 bytes each at d = 16) stream from L1 or L2.
+#pragma once
+
+#include "assign_prepare.h"
+
+namespace dcfast {
+namespace DCFAST_ISA {
+namespace {
+
+// Vectors of rows that share a load of a centroid's element.
+#if defined(__AVX512F__)
+constexpr int kGroup = 4;
+#else
+constexpr int kGroup = 2;
+#endif
+constexpr int64_t kGroupRows = kGroup * kFloats;
+constexpr int64_t kNarrowBlock = 256;  // rows: a multiple of every kGroupRows
+
+template <class T>
+void pack_narrow(const T* row, int64_t d, const Prepared<T>& prepared, int64_t at) {
+  const Packed<T>& p = prepared.all;
+  float* packed = static_cast<float*>(p.operands) + at * d;
+  double square = 0.0;
+  for (int64_t i = 0; i < d; ++i) {
+    double v = (double(row[i]) - double(prepared.shift[i])) * *prepared.scale;
+    square += v * v;
+    packed[i] = float(v);
+  }
+  square *= 1.0 + double(d + 8) * 0x1p-52;
+  const double n = double(d + 4), g = n * kU / (1.0 - n * kU), tau = double(d + 2) * 0x1p-120;
+  const double half = 0.5 * square, norm = sqrt(square) * (1.0 + 0x1p-50);
+  const double a = 2.0 * g * half + tau, b = (g + 5.0 * kU) * norm * (1.0 + 2.0 * g) + tau;
+  p.h[at] = round_down(half * (1.0 - double(2 * d + 16) * 0x1p-52) - double(round_up(a)));
+  p.a[at] = round_up(a);
+  p.b[at] = round_up(b);
+  p.norm[at] = round_up(norm);
+  p.unit[at] = 0.0f;
+}
+
+struct NarrowScratch {
+  float* columns;    // [d][kNarrowBlock] x'
+  float* norms;      // [kNarrowBlock] |x~| rounded up; infinite where float32 cannot hold the row
+  double* elements;  // [kGroup][d][kFloats] the rows of a group as they are, for the recheck
+};
+
+inline int64_t narrow_scratch(int64_t d, char* base, NarrowScratch* s) {
+  int64_t at = 0;
+  s->columns = take<float>(base, &at, d * kNarrowBlock);
+  s->norms = take<float>(base, &at, kNarrowBlock);
+  s->elements = take<double>(base, &at, d * kGroupRows);
+  return at;
+}
+
+inline float narrow_one(float x, float m, float scale) { return (x - m) * scale; }
+inline float narrow_one(double x, double m, float scale) { return float((x - m) * double(scale)); }
+
+// Rows n <= kNarrowBlock, padded to whole groups.
+template <class T>
+void transpose(const T* x, int64_t row_stride, int64_t n, int64_t d, const Prepared<T>& p, const NarrowScratch& s) {
+  const float scale = float(*p.scale);
+  const int64_t padded = (n + kGroupRows - 1) / kGroupRows * kGroupRows;
+  for (int64_t i = 0; i < d; ++i) {
+    const T m = p.shift[i];
+    float* column = s.columns + i * kNarrowBlock;
+    for (int64_t row = 0; row < n; ++row) column[row] = narrow_one(x[row * row_stride + i], m, scale);
+    for (int64_t row = n; row < padded; ++row) column[row] = 0.0f;
+  }
+  for (int64_t row = 0; row < padded; ++row) s.norms[row] = 0.0f;
+  for (int64_t i = 0; i < d; ++i) {
+    const float* column = s.columns + i * kNarrowBlock;
+    for (int64_t row = 0; row < padded; ++row) s.norms[row] += column[row] * column[row];
+  }
+  const float up = 1.0f + float(d + 8) * 0x1p-23f, floor = sqrtf(float(d)) * 0x1p-74f;
+  for (int64_t row = 0; row < padded; ++row) {
+    float norm = sqrtf(s.norms[row]) * up + floor;
+    s.norms[row] = norm < kHugeRow ? norm : INFINITY;
+  }
+}
+
+struct LowestRow {
+  Floats first, second;
+  Ints position;
+};
+
+// L of kGroupRows rows and the centroid at `position`.
+template <class T>
+inline __attribute__((always_inline)) void narrow_bounds(const Packed<T>& p, int64_t position, const float* columns,
+                                                         int64_t d, const Floats norm[kGroup], Floats out[kGroup]) {
+  const float* c = static_cast<const float*>(p.operands) + position * d;
+  const Floats h = broadcast(p.h[position]), b = broadcast(p.b[position]);
+#pragma GCC unroll 4
+  for (int v = 0; v < kGroup; ++v) out[v] = fnmadd(norm[v], b, h);
+  for (int64_t i = 0; i < d; ++i) {
+    const Floats ci = broadcast(c[i]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kGroup; ++v) out[v] = fnmadd(load(columns + i * kNarrowBlock + v * kFloats), ci, out[v]);
+  }
+}
+
+template <class T>
+__attribute__((noinline)) void narrow_scan(const Packed<T>& p, const float* columns, int64_t d,
+                                           const Floats norm[kGroup], LowestRow low[kGroup]) {
+  LowestRow best[kGroup];
+#pragma GCC unroll 4
+  for (int v = 0; v < kGroup; ++v) best[v] = LowestRow{broadcast(INFINITY), broadcast(INFINITY), Ints{}};
+  const int64_t live = *p.live;
+  for (int64_t j = 0; j < live; ++j) {
+    Floats value[kGroup];
+    narrow_bounds(p, j, columns, d, norm, value);
+#pragma GCC unroll 4
+    for (int v = 0; v < kGroup; ++v) {
+      Floats first = best[v].first;
+      best[v].second = minimum(best[v].second, maximum(first, value[v]));
+      best[v].position = value[v] < first ? Ints{} + int32_t(j) : best[v].position;
+      best[v].first = minimum(first, value[v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < kGroup; ++v) low[v] = best[v];
+}
+
+// The nearest centroids so far of the rows of one vector, in D64.
+struct NearestRows {
+  Doubles distance[kFloats / kDoubles];
+  Longs index[kFloats / kDoubles];
+};
+
+// Compare the rows of one vector, elements [d][kFloats], with one centroid: the lowest index on ties.
+template <class T>
+inline void consider_rows(const double* elements, const T* c, int64_t d, int64_t index, NearestRows* best) {
+  constexpr int kParts = kFloats / kDoubles;
+  Doubles acc[kParts] = {};
+  for (int64_t i = 0; i < d; ++i) {
+    const Doubles ci = broadcast(double(c[i]));
+#pragma GCC unroll 2
+    for (int part = 0; part < kParts; ++part) {
+      Doubles t = load(elements + i * kFloats + part * kDoubles) - ci;
+      acc[part] = acc[part] + t * t;
+    }
+  }
+  for (int part = 0; part < kParts; ++part) {
+    const Longs own = Longs{} + index;
+    const Longs tie = (acc[part] == best->distance[part]) & (own < best->index[part]);
+    const Longs closer = (acc[part] < best->distance[part]) | tie;
+    best->index[part] = closer ? own : best->index[part];
+    best->distance[part] = closer ? acc[part] : best->distance[part];
+  }
+}
+
+// Labels of the n rows of a group whose limit is not -infinity: D64 of the centroids whose bound is at most that. Where
+// one row of a vector has a candidate, all are compared with it: it does no harm, and where there are ties everywhere
+// it costs a tenth of one row at a time.
+template <class T>
+void narrow_rescan(const Packed<T>& p, const float* columns, int64_t d, const Floats norm[kGroup], const float* limit,
+                   const T* x, int64_t row_stride, int64_t n, const T* centroids, double* elements, int64_t* labels) {
+  NearestRows best[kGroup];
+  for (int64_t row = 0; row < kGroupRows; ++row) {
+    double* column = elements + row / kFloats * d * kFloats + row % kFloats;
+    for (int64_t i = 0; i < d; ++i) column[i * kFloats] = row < n ? double(x[row * row_stride + i]) : 0.0;
+  }
+  for (int v = 0; v < kGroup; ++v) {
+    for (int part = 0; part < kFloats / kDoubles; ++part) {
+      best[v].distance[part] = broadcast(double(INFINITY));
+      best[v].index[part] = Longs{} + INT64_MAX;
+    }
+  }
+  const int64_t live = *p.live;
+  for (int64_t j = 0; j < live; ++j) {
+    Floats value[kGroup];
+    narrow_bounds(p, j, columns, d, norm, value);
+    for (int v = 0; v < kGroup; ++v) {
+      if (mask_at_most(value[v], load(limit + v * kFloats)) == 0) continue;
+      consider_rows(elements + v * d * kFloats, centroids + p.index[j] * d, d, p.index[j], best + v);
+    }
+  }
+  for (int64_t row = 0; row < n; ++row) {
+    const int lane = int(row % kFloats);
+    if (limit[row] > -INFINITY) labels[row] = best[row / kFloats].index[lane / kDoubles][lane % kDoubles];
+  }
+}
+
+// T of a vector of rows with the largest a, b and norm of all centroids: most rows pass even so, at a fraction of the
+// cost of looking up their own.
+struct CommonLimit {
+  Floats a, b, norm, rho, slack;
+};
+
+inline Floats common_limit(const CommonLimit& c, Floats first, Floats norm) {
+  Floats reach = norm + c.norm;
+  Floats t = first + (2.0f * (c.a + norm * c.b) + c.rho * reach * reach) * (1.0f + 0x1p-18f) + c.slack;
+  return t + maximum(t, -t) * 0x1p-22f + 0x1p-126f;
+}
+
+// The label of a row that no pass can decide.
+template <class T>
+int64_t nearest_of_all(const T* x, const Packed<T>& p, int64_t d, const T* centroids) {
+  Nearest best = {0.0, -1};
+  if (!finite_row(x, d)) return -1;
+  for (int64_t at = 0; at < *p.live; at += kChains) {
+    const T *rows[kChains], *candidates[kChains];
+    double distances[kChains];
+    for (int i = 0; i < kChains; ++i) {
+      rows[i] = x;
+      candidates[i] = centroids + p.index[at + i < *p.live ? at + i : at] * d;
+    }
+    d64_chains(rows, candidates, d, distances);
+    for (int i = 0; i < kChains && at + i < *p.live; ++i) consider(&best, distances[i], p.index[at + i]);
+  }
+  return best.index;
+}
+
+// Labels of the n rows that `transpose` left in s.
+template <class T>
+void assign_columns(const T* x, int64_t row_stride, int64_t n, int64_t d, const T* centroids,
+                    const Prepared<T>& prepared, const NarrowScratch& s, int64_t* labels, int64_t* counts) {
+  const Packed<T>& p = prepared.all;
+  const double rho = double(d + 4) * 0x1p-53;
+  const CommonLimit common = {broadcast(p.largest[0]), broadcast(p.largest[1]), broadcast(p.largest[2]),
+                              broadcast(round_up(rho)), broadcast(round_up(*prepared.slack))};
+  for (int64_t start = 0; start < n; start += kGroupRows) {
+    Floats norm[kGroup];
+    LowestRow low[kGroup];
+    const float* columns = s.columns + start;
+    for (int v = 0; v < kGroup; ++v) norm[v] = load(s.norms + start + v * kFloats);
+    narrow_scan(p, columns, d, norm, low);
+    float limit[kGroupRows];
+    int64_t open = 0;
+    for (int64_t v = 0; v < kGroup && start + v * kFloats < n; ++v) {
+      const int64_t at = start + v * kFloats, rows = n - at < kFloats ? n - at : kFloats;
+      const uint32_t beyond = mask_at_most(broadcast(kHugeRow), norm[v]);
+      const bool unsure = (mask_at_most(low[v].second, common_limit(common, low[v].first, norm[v])) | beyond) != 0;
+      for (int64_t lane = 0; lane < rows; ++lane) labels[at + lane] = p.index[low[v].position[lane]];
+      for (int64_t lane = 0; lane < kFloats; ++lane) limit[v * kFloats + lane] = -INFINITY;
+      for (int64_t lane = 0; lane < rows && unsure; ++lane) {
+        const float length = s.norms[at + lane];
+        if (!(length < INFINITY)) {
+          labels[at + lane] = nearest_of_all(x + (at + lane) * row_stride, p, d, centroids);
+          ++counts[0];
+          ++counts[1];
+          continue;
+        }
+        const int64_t one = low[v].position[lane];
+        float t = limit_of(low[v].first[lane], length, p.a[one], p.b[one], p.norm[one], rho, *prepared.slack);
+        if (!(low[v].second[lane] <= t)) continue;
+        limit[v * kFloats + lane] = t;
+        ++open;
+      }
+    }
+    if (open == 0) continue;
+    for (int64_t row = (n - start + kFloats - 1) / kFloats * kFloats; row < kGroupRows; ++row) limit[row] = -INFINITY;
+    const int64_t rows = n - start < kGroupRows ? n - start : kGroupRows;
+    narrow_rescan(p, columns, d, norm, limit, x + start * row_stride, row_stride, rows, centroids, s.elements,
+                  labels + start);
+    counts[0] += open;
+    counts[1] += open;
+  }
+}
+
+}  // namespace
+}  // namespace DCFAST_ISA
+}  // namespace dcfast

@@ -1,0 +1,312 @@
+// What both passes of assign need: the centroids without duplicates, shifted and scaled, and D64 of candidates.
+//
+// Units. Centroids and rows are shifted by m (the mean of the centroids, rounded to the data's type) and scaled by
+// one power of two, so that the largest centroid element lies in [1, 2): c~ = (c - m) s, x~ = (x - m) s. A pass
+// computes, for every centroid j, a lower bound L_j of the score s_j = |c~_j|^2/2 - x~.c~_j, which orders the
+// distances of a row:
+//
+//   L_j <= s_j <= L_j + 2 (a_j + |x~| b_j)
+//
+// where a_j + |x~| b_j bounds what rounding can do to the score. The best, 1, is proved when L_2 > T = L_1 + 2 (a_1 +
+// |x~| b_1) + rho (|x~| + |c~_1|)^2: then s_2 - s_1 exceeds what the roundings of D64 itself (rho = (d + 4) 2^-53 of
+// the smaller distance) could reverse. Otherwise only centroids with L_j <= T can be nearest, and D64 decides between
+// them. (T grows by `slack`, what underflow can do to D64 of float64 data; it is infinite, so that every row is
+// rechecked, where such data leaves the range in which D64 neither underflows nor overflows.)
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "d64.h"
+#include "dcfast/core.h"
+#include "float_env.h"
+#include "simd.h"
+
+namespace dcfast {
+namespace DCFAST_ISA {
+namespace {
+
+constexpr int kPanel = 2 * kFloats;  // centroids side by side in the packed forms
+constexpr double kU = 0x1p-24;       // half a unit in the last place of float32
+constexpr float kHugeRow = 0x1p50f;  // rows that far out are rechecked: their squares must not overflow float32
+
+// Few columns: rows in the lanes and float32 (assign_narrow.h); more: centroids in the lanes and int16
+// (assign_wide.h), whose cost per score outside the product is twice as high and per element half.
+constexpr int64_t kNarrow = 16;
+
+inline int64_t align64(int64_t bytes) { return (bytes + 63) & ~int64_t(63); }
+inline int64_t panels_of(int64_t k) { return (k + kPanel - 1) / kPanel; }
+inline int64_t pairs_of(int64_t d) { return (d + 1) / 2; }
+
+// One place in 2^23 and the smallest normal number are more than what rounding to float32 can take away.
+inline float round_up(double v) { return float(v + fabs(v) * 0x1p-23 + 0x1p-126); }
+inline float round_down(double v) { return -round_up(-v); }
+
+// Centroids as a pass reads them; position p holds the centroid index[p]. Views into the workspace.
+template <class T>
+struct Packed {
+  int64_t* live;   // [1] positions in use
+  float* largest;  // [3] of a, b and norm
+  int64_t* index;  // [panels * kPanel] -1 in the padding
+  float* h;        // [panels * kPanel] |c~|^2/2 - a, rounded down; +inf in the padding
+  float* a;        // [panels * kPanel] rounded up
+  float* b;        // [panels * kPanel] rounded up; the wide pass adds the part that depends on the rows
+  float* norm;     // [panels * kPanel] |c~| rounded up
+  float* unit;     // [panels * kPanel] wide: c' = unit * its integers
+  void* operands;  // narrow: float32 [panels * kPanel][d]; wide: int16 [panels][pairs][kPanel][2]
+  T* columns;      // wide: [panels][d][kPanel] the centroids themselves, for the recheck
+};
+
+template <class T>
+struct Prepared {
+  double* scale;      // [1]
+  double* slack;      // [1]
+  T* shift;           // [d] m
+  Packed<T> all;      // distinct finite centroids, in the order of their index
+  Packed<T> changed;  // those of them that differ from `previous`; live is -1 where telling them apart does not pay
+  uint8_t* differs;   // [k] whether a centroid differs from `previous`
+  uint64_t* hash;     // [k] used while preparing, as are the next two
+  int32_t* slots;     // [hash size]
+  int64_t* position;  // [panels * kPanel]
+};
+
+inline int64_t hash_size(int64_t k) {
+  int64_t size = 16;
+  while (size < 2 * k) size *= 2;
+  return size;
+}
+
+template <class P>
+P* take(char* base, int64_t* at, int64_t count) {
+  char* here = base + *at;
+  *at += align64(count * int64_t(sizeof(P)));
+  return reinterpret_cast<P*>(here);
+}
+
+template <class T>
+void layout_packed(int64_t k, int64_t d, bool narrow, char* base, int64_t* at, Packed<T>* p) {
+  const int64_t padded = panels_of(k) * kPanel;
+  p->live = take<int64_t>(base, at, 1);
+  p->largest = take<float>(base, at, 3);
+  p->index = take<int64_t>(base, at, padded);
+  p->h = take<float>(base, at, padded);
+  p->a = take<float>(base, at, padded);
+  p->b = take<float>(base, at, padded);
+  p->norm = take<float>(base, at, padded);
+  p->unit = take<float>(base, at, padded);
+  p->operands = take<float>(base, at, padded * (narrow ? d : pairs_of(d)));
+  p->columns = take<T>(base, at, narrow ? 0 : padded * d);
+}
+
+// Bytes of the workspace for the narrow or the wide pass; `changed` has room only where the latter may be asked for it.
+template <class T>
+int64_t layout(int64_t k, int64_t d, bool narrow, bool with_previous, char* base, Prepared<T>* p) {
+  int64_t at = 0;
+  p->scale = take<double>(base, &at, 1);
+  p->slack = take<double>(base, &at, 1);
+  p->shift = take<T>(base, &at, d);
+  layout_packed(k, d, narrow, base, &at, &p->all);
+  layout_packed(with_previous && !narrow ? k : 0, d, narrow, base, &at, &p->changed);
+  p->differs = take<uint8_t>(base, &at, k);
+  p->hash = take<uint64_t>(base, &at, k);
+  p->slots = take<int32_t>(base, &at, hash_size(k));
+  p->position = take<int64_t>(base, &at, panels_of(k) * kPanel);
+  return at;
+}
+
+// The power of two that brings elements up to `largest` into [1, 2). The passes scale in float32, which holds 2^-126 to
+// 2^127; beyond that elements are less than 1, and only tau grows beside them.
+template <class T>
+double scale_of(double largest) {
+  int exponent = largest > 0.0 ? ilogb(largest) : 0;
+  const int most = sizeof(T) == 4 ? 120 : 1000;
+  exponent = exponent < -most ? -most : exponent;
+  if (sizeof(T) == 4 && exponent > most) exponent = most;
+  return ldexp(1.0, -exponent);
+}
+
+// The scale, and the slack that goes with it.
+template <class T>
+void set_scale(double largest, int64_t d, const Prepared<T>& p) {
+  const double scale = *p.scale = scale_of<T>(largest);
+  // Rows reach 2^50 times the centroids, so below 2^440 no square exceeds 2^1000.
+  *p.slack = abs(ilogb(scale)) > 440 ? INFINITY : double(d) * 0x1p-1073 * scale * scale;
+}
+
+// The largest element of n rows, shifted.
+template <class T>
+double largest_of(const T* x, int64_t row_stride, int64_t n, int64_t d, const T* shift) {
+  typedef T Row __attribute__((vector_size(kDoubles * sizeof(T)), aligned(sizeof(T)), may_alias));
+  Doubles lanes = {};
+  double largest = 0.0;
+  for (int64_t row = 0; row < n; ++row) {
+    const T* here = x + row * row_stride;
+    int64_t i = 0;
+    for (; i + kDoubles <= d; i += kDoubles) {
+      Doubles v = __builtin_convertvector(*reinterpret_cast<const Row*>(here + i), Doubles) -
+                  __builtin_convertvector(*reinterpret_cast<const Row*>(shift + i), Doubles);
+      v = v < 0.0 ? -v : v;
+      lanes = v > lanes ? v : lanes;  // never a NaN
+    }
+    for (; i < d; ++i) {
+      const double v = fabs(double(here[i]) - double(shift[i]));
+      largest = v > largest ? v : largest;
+    }
+  }
+  for (int lane = 0; lane < kDoubles; ++lane) largest = lanes[lane] > largest ? lanes[lane] : largest;
+  return largest;
+}
+
+template <class T>
+bool finite_row(const T* row, int64_t d) {
+  bool finite = true;
+  for (int64_t i = 0; i < d; ++i) finite = finite && fabs(double(row[i])) <= 1.7976931348623157e308;
+  return finite;
+}
+
+template <class T>
+bool equal_rows(const T* a, const T* b, int64_t d) {
+  for (int64_t i = 0; i < d; ++i) {
+    if (a[i] != b[i]) return false;
+  }
+  return true;
+}
+
+constexpr uint64_t kNotFinite = 0;  // as a hash
+
+template <class T>
+uint64_t hash_row(const T* row, int64_t d) {
+  if (!finite_row(row, d)) return kNotFinite;
+  // Four chains hide the latency of the multiplication.
+  uint64_t hash[4] = {1, 2, 3, 4};
+  for (int64_t i = 0; i < d; ++i) {
+    double v = double(row[i]) + 0.0;  // -0 and +0 are equal centroids
+    uint64_t bits;
+    memcpy(&bits, &v, 8);
+    uint64_t mixed = (hash[i % 4] ^ bits) * 0xD6E8FEB86659FD93u;
+    hash[i % 4] = mixed ^ (mixed >> 32);
+  }
+  uint64_t all = hash[0] ^ (hash[1] * 3) ^ (hash[2] * 5) ^ (hash[3] * 7);
+  return all == kNotFinite ? 1 : all;
+}
+
+// The distinct finite centroids, the lowest index of equal ones.
+template <class T>
+int64_t find_distinct(const T* c, int64_t k, int64_t d, const Prepared<T>& p) {
+  const int64_t size = hash_size(k);
+  int64_t live = 0;
+  memset(p.slots, 0xFF, size_t(4 * size));
+  for (int64_t j = 0; j < k; ++j) {
+    if (p.hash[j] == kNotFinite) continue;
+    uint64_t slot = p.hash[j] & uint64_t(size - 1);
+    bool seen = false;
+    while (p.slots[slot] >= 0 && !seen) {
+      int64_t other = p.all.index[p.slots[slot]];
+      seen = p.hash[other] == p.hash[j] && equal_rows(c + other * d, c + j * d, d);
+      slot = (slot + 1) & uint64_t(size - 1);
+    }
+    if (seen) continue;
+    p.slots[slot] = int32_t(live);
+    p.all.index[live++] = j;
+  }
+  return live;
+}
+
+template <class T>
+void pack_padding(const Packed<T>& p, int64_t at, int64_t d) {
+  p.index[at] = -1;
+  p.h[at] = INFINITY;
+  p.a[at] = p.b[at] = p.norm[at] = p.unit[at] = 0.0f;
+  T* column = p.columns + (at / kPanel) * d * kPanel + at % kPanel;
+  for (int64_t i = 0; i < d; ++i) column[i * kPanel] = T(0);
+  int32_t* pair = static_cast<int32_t*>(p.operands) + (at / kPanel) * pairs_of(d) * kPanel + at % kPanel;
+  for (int64_t i = 0; i < pairs_of(d); ++i) pair[i * kPanel] = 0;
+}
+
+// What the common limits of all rows need.
+template <class T>
+void set_largest(const Packed<T>& p) {
+  float largest[3] = {};
+  for (int64_t at = 0; at < *p.live; ++at) {
+    largest[0] = fmaxf(largest[0], p.a[at]);
+    largest[1] = fmaxf(largest[1], p.b[at]);
+    largest[2] = fmaxf(largest[2], p.norm[at]);
+  }
+  memcpy(p.largest, largest, sizeof largest);
+}
+
+template <class T>
+void copy_position(const Packed<T>& from, int64_t f, const Packed<T>& to, int64_t t, int64_t d) {
+  to.index[t] = from.index[f];
+  to.h[t] = from.h[f];
+  to.a[t] = from.a[f];
+  to.b[t] = from.b[f];
+  to.norm[t] = from.norm[f];
+  to.unit[t] = from.unit[f];
+  const T* column = from.columns + (f / kPanel) * d * kPanel + f % kPanel;
+  T* new_column = to.columns + (t / kPanel) * d * kPanel + t % kPanel;
+  for (int64_t i = 0; i < d; ++i) new_column[i * kPanel] = column[i * kPanel];
+  const int64_t pairs = pairs_of(d);
+  const int32_t* pair = static_cast<int32_t*>(from.operands) + (f / kPanel) * pairs * kPanel + f % kPanel;
+  int32_t* new_pair = static_cast<int32_t*>(to.operands) + (t / kPanel) * pairs * kPanel + t % kPanel;
+  for (int64_t i = 0; i < pairs; ++i) new_pair[i * kPanel] = pair[i * kPanel];
+}
+
+// D64 from x to the kPanel centroids of one panel of columns, a lane each.
+template <class T>
+void distance_panel(const T* x, const T* panel, int64_t d, double* out) {
+  constexpr int kVectors = kPanel / kDoubles;
+  typedef T Row __attribute__((vector_size(kDoubles * sizeof(T)), aligned(sizeof(T)), may_alias));
+  Doubles acc[kVectors] = {};
+  for (int64_t i = 0; i < d; ++i) {
+    Doubles xi = broadcast(double(x[i]));
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      Row c = *reinterpret_cast<const Row*>(panel + i * kPanel + v * kDoubles);
+      Doubles t = xi - __builtin_convertvector(c, Doubles);
+      acc[v] = acc[v] + t * t;
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) store(out + v * kDoubles, acc[v]);
+}
+
+// A row's nearest centroid so far, in D64, the lowest index on ties.
+struct Nearest {
+  double distance;
+  int64_t index;
+};
+
+inline void consider(Nearest* best, double distance, int64_t index) {
+  if (best->index < 0 || distance < best->distance || (distance == best->distance && index < best->index)) {
+    best->distance = distance;
+    best->index = index;
+  }
+}
+
+// Several candidates, kChains at a time.
+template <class T>
+void consider_all(Nearest* best, const T* x, const int64_t* candidates, int64_t count, int64_t d, const T* centroids) {
+  for (int64_t first = 0; first < count; first += kChains) {
+    const T *rows[kChains], *own[kChains];
+    double distances[kChains];
+    for (int r = 0; r < kChains; ++r) {
+      rows[r] = x;
+      own[r] = centroids + candidates[first + r < count ? first + r : first] * d;  // the last few repeat the first
+    }
+    d64_chains(rows, own, d, distances);
+    for (int r = 0; r < kChains && first + r < count; ++r) consider(best, distances[r], candidates[first + r]);
+  }
+}
+
+// T of a row from its lowest bound and that centroid's numbers.
+inline float limit_of(double lowest, double norm, double a, double b, double centroid_norm, double rho, double slack) {
+  double reach = norm + centroid_norm;
+  double t = lowest + (2.0 * (a + norm * b) + rho * reach * reach) * (1.0 + 0x1p-20) + slack;
+  return round_up(t + fabs(t) * 0x1p-50);
+}
+
+}  // namespace
+}  // namespace DCFAST_ISA
+}  // namespace dcfast

@@ -1,0 +1,96 @@
+"""Launches csrc/cpu/kmeans_plusplus.cpp: a few centroids at a time, or some problems."""
+
+from __future__ import annotations
+
+import torch
+
+from dcfast.ops import _native
+
+_DTYPES = {torch.float32: 0, torch.float64: 1}
+# The rows as int16 are kept up to this size: read from memory once per centroid instead of the rows themselves.
+_CACHE_BYTES = 40 * 2**20
+
+
+def kmeans_plusplus(
+    x: torch.Tensor, sample_weight: torch.Tensor | None, first: int, uniform: torch.Tensor
+) -> torch.Tensor:
+    core, n_threads = _native.cpu(), _native.threads()
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows = x.to(wide)
+    if rows.stride(-1) != 1:
+        rows = rows.contiguous()
+    weight = None if sample_weight is None else sample_weight.contiguous()
+    uniform = uniform.contiguous()
+    (n, d), (steps, trials) = x.shape, uniform.shape
+    cached = 2 * n * d <= _CACHE_BYTES
+    bytes_ = torch.zeros(1, dtype=torch.int64)
+    core.kmeans_plusplus_workspace(_DTYPES[wide], n, d, trials, cached, n_threads, bytes_.data_ptr())
+    workspace = torch.empty(int(bytes_), dtype=torch.uint8)
+    chosen = torch.empty(steps + 1, dtype=torch.int64)
+    chosen[0] = first
+
+    def run(start: int, stop: int, first: int) -> None:
+        core.kmeans_plusplus(
+            _DTYPES[wide],
+            rows.data_ptr(),
+            rows.stride(0),
+            n,
+            d,
+            0 if weight is None else weight.data_ptr(),
+            trials,
+            cached,
+            first,
+            uniform[start:].data_ptr() if start < steps else 0,
+            stop - start,
+            workspace.data_ptr(),
+            chosen[start + 1 :].data_ptr() if start < steps else 0,
+            n_threads,
+        )
+
+    run(0, 0, first)
+    for start, stop in _native.slices(steps, 2.0 * n * d * trials):
+        run(start, stop, -1)
+    return chosen
+
+
+def kmeans_plusplus_batch(
+    x: torch.Tensor,
+    offsets: torch.Tensor,
+    sample_weight: torch.Tensor | None,
+    first: torch.Tensor,
+    uniform: torch.Tensor,
+) -> torch.Tensor:
+    core = _native.cpu()
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows = x.to(wide)
+    if rows.stride(-1) != 1:
+        rows = rows.contiguous()
+    weight = None if sample_weight is None else sample_weight.contiguous()
+    offsets, first, uniform = offsets.contiguous(), first.contiguous(), uniform.contiguous()
+    (problems, steps, trials), d = uniform.shape, x.shape[1]
+    chosen = torch.empty(problems, steps, dtype=torch.int64)
+    if problems > 0 and steps > 0:
+        n, n_threads = int(offsets.diff().max()), min(problems, _native.threads())
+        size = torch.empty(1, dtype=torch.int64)
+        core.kmeans_plusplus_workspace(_DTYPES[wide], n, d, trials, True, 1, size.data_ptr())
+        bytes_ = int(size)
+        workspace = torch.empty(n_threads * bytes_, dtype=torch.uint8)
+        for start, stop in _native.slices(problems, 2.0 * n * d * trials * steps, n_threads):
+            core.kmeans_plusplus_batch(
+                _DTYPES[wide],
+                rows.data_ptr(),
+                rows.stride(0),
+                offsets[start:].data_ptr(),
+                stop - start,
+                d,
+                0 if weight is None else weight.data_ptr(),
+                trials,
+                first[start:].data_ptr(),
+                uniform[start:].data_ptr(),
+                steps,
+                workspace.data_ptr(),
+                bytes_,
+                chosen[start:].data_ptr(),
+                n_threads,
+            )
+    return torch.cat([first[:, None], chosen], 1)

@@ -1,0 +1,77 @@
+"""Launches csrc/cpu/lloyd.cpp, some problems at a time."""
+
+from __future__ import annotations
+
+import torch
+
+from dcfast.ops import _native
+
+_DTYPES = {torch.float32: 0, torch.float64: 1}
+_EMPTY = {"farthest": 0, "split": 1, "keep": 2}
+_RUNNING = 3
+# Operations of one call for a problem: those of a large one are left for the calls after it.
+_CALL_OPERATIONS = 5e8
+
+
+def lloyd(
+    x: torch.Tensor,
+    offsets: torch.Tensor,
+    centroids: torch.Tensor,
+    sample_weight: torch.Tensor | None,
+    low: torch.Tensor,
+    n_words: int,
+    max_iter: int,
+    tol: torch.Tensor,
+    empty: str,
+    seed: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    core = _native.cpu()
+    (problems, k, d), dtype = centroids.shape, _DTYPES[x.dtype]
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    centroids = centroids.clone(memory_format=torch.contiguous_format)
+    labels = torch.full((x.shape[0],), -1, dtype=torch.int64)
+    inertia = torch.empty(problems, dtype=torch.float64)
+    n_iter, status = torch.zeros(problems, dtype=torch.int64), torch.full((problems,), _RUNNING)
+    if problems == 0:
+        return centroids, labels, inertia, n_iter, status
+    offsets, tol, seed, low = offsets.contiguous(), tol.contiguous(), seed.contiguous(), low.contiguous()
+    weight = None if sample_weight is None else sample_weight.contiguous()
+    scale = torch.exp2(-low.double())
+    n = int(offsets.diff().max())
+    n_threads = min(problems, _native.threads())
+    size = torch.empty(1, dtype=torch.int64)
+    core.lloyd_workspace(dtype, n, d, k, n_words, weight is not None, size.data_ptr())
+    bytes_ = int(size)
+    workspace = torch.empty(n_threads * bytes_, dtype=torch.uint8)
+    step = 2.0 * n * k * d
+    iterations = max(1, int(_CALL_OPERATIONS / step))
+    for start, stop in _native.slices(problems, step * max(1, min(max_iter, iterations)), n_threads):
+        while bool((status[start:stop] == _RUNNING).any()):
+            core.lloyd(
+                dtype,
+                x.data_ptr(),
+                x.stride(0),
+                offsets[start:].data_ptr(),
+                stop - start,
+                d,
+                k,
+                0 if weight is None else weight.data_ptr(),
+                low.data_ptr(),
+                scale.data_ptr(),
+                n_words,
+                max_iter,
+                iterations,
+                tol[start:].data_ptr(),
+                _EMPTY[empty],
+                seed[start:].data_ptr(),
+                workspace.data_ptr(),
+                bytes_,
+                centroids[start:].data_ptr(),
+                labels.data_ptr(),
+                inertia[start:].data_ptr(),
+                n_iter[start:].data_ptr(),
+                status[start:].data_ptr(),
+                n_threads,
+            )
+    return centroids, labels, inertia, n_iter, status

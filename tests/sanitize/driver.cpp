@@ -1,0 +1,218 @@
+// What the parallel regions of the k-means ops do, for the thread sanitizer: every op on several shapes, and the same
+// result on any number of threads. Built and run by `make sanitize`; exits with 1 if a result differs.
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <random>
+#include <vector>
+
+#include "dcfast/core.h"
+
+namespace ops = dcfast::baseline;
+
+namespace {
+
+struct Shape {
+  int64_t n, d, k;
+  bool lattice;  // ties everywhere, so that every row is rechecked
+};
+
+// Few columns and many, one centroid and many, fewer rows than a block and several blocks.
+const Shape kShapes[] = {{1, 1, 1, false},      {700, 3, 40, false},  {700, 16, 40, true}, {900, 24, 70, false},
+                         {2500, 40, 130, true}, {300, 513, 9, false}, {3000, 2, 5, true}};
+
+template <class T>
+constexpr int kType = sizeof(T) == 4 ? DCFAST_FLOAT32 : DCFAST_FLOAT64;
+
+void check(int status) {
+  if (status == DCFAST_OK) return;
+  printf("status %d\n", status);
+  exit(1);
+}
+
+// Bytes at a multiple of 64, as the ops ask for.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) : bytes_(aligned_alloc(64, size_t(bytes + 63) / 64 * 64)) {}
+  ~Workspace() { free(bytes_); }
+  Workspace(const Workspace&) = delete;
+  void* get() const { return bytes_; }
+
+ private:
+  void* bytes_;
+};
+
+// Everything that is computed from one shape, as integers.
+typedef std::vector<int64_t> Results;
+
+void append(Results* results, const void* data, int64_t bytes) {
+  const size_t before = results->size();
+  results->resize(before + size_t(bytes + 7) / 8, 0);
+  memcpy(results->data() + before, data, size_t(bytes));
+}
+
+template <class V>
+void append(Results* results, const V& values) {
+  append(results, values.data(), int64_t(values.size() * sizeof(values[0])));
+}
+
+template <class T>
+std::vector<T> numbers(int64_t count, bool lattice, int seed) {
+  std::mt19937 generator{unsigned(seed)};
+  std::normal_distribution<double> normal;
+  std::vector<T> values(size_t(count), T(0));
+  for (T& value : values) value = T(lattice ? round(normal(generator)) : normal(generator));
+  return values;
+}
+
+template <class T>
+void assign(const std::vector<T>& x, const Shape& s, const std::vector<T>& c, const std::vector<T>* previous,
+            const std::vector<int64_t>* before, int n_threads, std::vector<int64_t>* labels) {
+  int64_t workspace_bytes, scratch_bytes, counts[2] = {};
+  const void* old = previous != nullptr ? previous->data() : nullptr;
+  check(ops::assign_workspace(kType<T>, s.k, s.d, previous != nullptr, &workspace_bytes));
+  check(ops::assign_scratch(kType<T>, s.d, &scratch_bytes));
+  Workspace workspace(workspace_bytes), scratch(scratch_bytes * n_threads);
+  check(ops::assign_prepare(kType<T>, c.data(), s.k, s.d, old, workspace.get(), n_threads));
+  check(ops::assign(kType<T>, x.data(), s.d, s.n, s.d, c.data(), s.k, old, workspace.get(), scratch.get(),
+                    before != nullptr ? before->data() : nullptr, labels->data(), counts, n_threads));
+}
+
+template <class T>
+void sums_and_means(const std::vector<T>& x, const Shape& s, const std::vector<int64_t>& labels,
+                    const std::vector<int64_t>& moved, const std::vector<T>& c, int n_threads, Results* results) {
+  constexpr int64_t kWords = 3;
+  const int64_t unit = -90;  // below the last place of every number here
+  std::vector<double> scale(size_t(s.d), ldexp(1.0, int(-unit)));
+  std::vector<int64_t> low(size_t(s.d), unit), words(size_t(s.k * kWords * s.d), 0), counts(size_t(s.k), 0);
+  // Copies of the words where there are too few columns to share.
+  const int64_t copies = s.d < 32 ? n_threads : 1;
+  std::vector<int64_t> partial(size_t((copies - 1) * s.k * kWords * s.d), 0), partial_counts(size_t(copies * s.k), 0);
+  const int64_t* previous = nullptr;
+  for (const std::vector<int64_t>* now : {&labels, &moved}) {
+    check(ops::accumulate(kType<T>, x.data(), s.d, s.n, s.d, now->data(), previous, s.k, nullptr, scale.data(), kWords,
+                          words.data(), counts.data(), partial.data(), partial_counts.data(), copies, n_threads));
+    previous = now->data();
+  }
+  std::vector<double> total(counts.begin(), counts.end());
+  std::vector<T> means(size_t(s.k * s.d), T(0));
+  check(ops::means(kType<T>, words.data(), s.k, kWords, s.d, low.data(), total.data(), c.data(), means.data(),
+                   n_threads));
+  append(results, words);
+  append(results, counts);
+  append(results, means);
+}
+
+template <class T>
+void column_range(const std::vector<T>& x, const Shape& s, int n_threads, Results* results) {
+  std::vector<double> smallest(size_t(n_threads * s.d), INFINITY), largest(size_t(n_threads * s.d), 0.0);
+  check(ops::column_range(kType<T>, x.data(), s.d, s.n, s.d, nullptr, smallest.data(), largest.data(), n_threads,
+                          n_threads));
+  for (int64_t i = n_threads * s.d - 1; i >= s.d; --i) {
+    smallest[size_t(i - s.d)] = fmin(smallest[size_t(i - s.d)], smallest[size_t(i)]);
+    largest[size_t(i - s.d)] = fmax(largest[size_t(i - s.d)], largest[size_t(i)]);
+  }
+  append(results, smallest.data(), 8 * s.d);
+  append(results, largest.data(), 8 * s.d);
+}
+
+template <class T>
+void inertia(const std::vector<T>& x, const Shape& s, const std::vector<T>& c, const std::vector<int64_t>& labels,
+             int n_threads, Results* results) {
+  std::vector<double> distances(size_t(s.n), 0.0);
+  std::vector<int64_t> words(size_t(80 * n_threads), 0);
+  double total = 0.0;
+  check(ops::point_distances(kType<T>, x.data(), s.d, s.n, s.d, c.data(), s.k, labels.data(), nullptr, distances.data(),
+                             n_threads));
+  check(ops::exact_sum_add(distances.data(), s.n, words.data(), n_threads));
+  check(ops::exact_sum_round(words.data(), n_threads, &total));
+  append(results, &total, 8);
+}
+
+template <class T>
+void kmeans_plusplus(const std::vector<T>& x, const Shape& s, bool cached, int n_threads, Results* results) {
+  constexpr int64_t kTrials = 5;
+  std::mt19937 generator{7};
+  std::uniform_real_distribution<double> draw;
+  std::vector<double> uniform(size_t(s.k * kTrials), 0.0);
+  for (double& value : uniform) value = draw(generator);
+  int64_t bytes;
+  check(ops::kmeans_plusplus_workspace(kType<T>, s.n, s.d, kTrials, cached, n_threads, &bytes));
+  Workspace workspace(bytes);
+  std::vector<int64_t> chosen(size_t(s.k), 0);
+  check(ops::kmeans_plusplus(kType<T>, x.data(), s.d, s.n, s.d, nullptr, kTrials, cached, s.n / 2, uniform.data(),
+                             s.k - 1, workspace.get(), chosen.data(), n_threads));
+  append(results, chosen);
+}
+
+// The rows as problems of 1 to 40 rows, some with fewer distinct ones than clusters.
+template <class T>
+void lloyd(const std::vector<T>& x, const Shape& s, int n_threads, Results* results) {
+  constexpr int64_t kWords = 3, kMost = 40, kClusters = 3;
+  std::vector<int64_t> offsets = {0};
+  for (int64_t size = 1; offsets.back() < s.n; size = size % kMost + 1) {
+    offsets.push_back(offsets.back() + size < s.n ? offsets.back() + size : s.n);
+  }
+  const int64_t problems = int64_t(offsets.size()) - 1, unit = -90;
+  std::vector<int64_t> low(size_t(s.d), unit), labels(size_t(s.n), -1), seed(size_t(problems), 3);
+  std::vector<int64_t> n_iter(size_t(problems), 0), status(size_t(problems), DCFAST_LLOYD_RUNNING);
+  std::vector<double> scale(size_t(s.d), ldexp(1.0, int(-unit))), tol(size_t(problems), 0.0);
+  std::vector<double> inertia(size_t(problems), 0.0);
+  std::vector<T> centroids = numbers<T>(problems * kClusters * s.d, s.lattice, 3);
+  int64_t bytes;
+  check(ops::lloyd_workspace(kType<T>, kMost, s.d, kClusters, kWords, false, &bytes));
+  Workspace workspace(bytes * n_threads);
+  for (int call = 0; call < 2; ++call) {
+    check(ops::lloyd(kType<T>, x.data(), s.d, offsets.data(), problems, s.d, kClusters, nullptr, low.data(),
+                     scale.data(), kWords, 6, 3, tol.data(), DCFAST_EMPTY_SPLIT, seed.data(), workspace.get(), bytes,
+                     centroids.data(), labels.data(), inertia.data(), n_iter.data(), status.data(), n_threads));
+  }
+  append(results, centroids);
+  append(results, labels);
+  append(results, inertia);
+}
+
+template <class T>
+Results everything(const Shape& s, int n_threads) {
+  Results results;
+  const std::vector<T> x = numbers<T>(s.n * s.d, s.lattice, 1), c = numbers<T>(s.k * s.d, s.lattice, 2);
+  std::vector<T> next = c;
+  for (int64_t i = 0; i < s.d * (s.k / 4); ++i) next[size_t(i)] *= T(0.5);
+  std::vector<int64_t> labels(size_t(s.n), 0), moved(size_t(s.n), 0);
+  assign<T>(x, s, c, nullptr, nullptr, n_threads, &labels);
+  assign<T>(x, s, next, &c, &labels, n_threads, &moved);
+  append(&results, labels);
+  append(&results, moved);
+  column_range(x, s, n_threads, &results);
+  sums_and_means(x, s, labels, moved, c, n_threads, &results);
+  inertia(x, s, c, labels, n_threads, &results);
+  for (bool cached : {false, true}) kmeans_plusplus(x, s, cached, n_threads, &results);
+  lloyd(x, s, n_threads, &results);
+  return results;
+}
+
+template <class T>
+bool same_on_any_number_of_threads(const Shape& s) {
+  const Results expected = everything<T>(s, 1);
+  bool same = true;
+  for (int n_threads : {2, 3, 8}) {
+    if (everything<T>(s, n_threads) == expected) continue;
+    printf("%d threads: other results for n=%ld d=%ld k=%ld\n", n_threads, long(s.n), long(s.d), long(s.k));
+    same = false;
+  }
+  return same;
+}
+
+}  // namespace
+
+int main() {
+  bool same = true;
+  for (const Shape& shape : kShapes) {
+    same = same_on_any_number_of_threads<float>(shape) && same_on_any_number_of_threads<double>(shape) && same;
+  }
+  printf(same ? "the same results on 1, 2, 3 and 8 threads\n" : "FAILED\n");
+  return same ? 0 : 1;
+}

@@ -1,0 +1,205 @@
+"""lloyd: whole runs in one call give, bit for bit, what the loop over the other ops gives for each problem alone."""
+
+import importlib
+from functools import partial
+
+import pytest
+import torch
+
+from dcfast import ops
+from dcfast.cluster.lloyd import lloyd as one_run
+from dcfast.cluster.points import InMemory
+from dcfast.ops import _native
+
+EMPTY = ["farthest", "split", "keep"]
+ENDED = [None, "labels", "tol"]
+
+
+def make(sizes, k, d, kind="normal", dtype=torch.float32):
+    """Rows of problems of these sizes, their offsets, and starts of which some are useless."""
+    generator = torch.Generator().manual_seed(sum(sizes) * d + k)
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    x = torch.randn(int(offsets[-1]), d, generator=generator)
+    if kind == "lattice":
+        x = (x * 0.7).round()
+    elif kind == "mixed":
+        x *= 10.0 ** torch.randint(-12, 12, (len(x), 1), generator=generator)
+    elif kind == "far":
+        x = x * 1e-3 + 1e4
+    elif kind == "equal":
+        x[:] = x[0].clone()
+    starts = torch.stack([x[a + torch.arange(k) * n // k] for a, n in zip(offsets.tolist(), sizes, strict=False)])
+    if kind != "normal" and k > 4:
+        starts[:, 3] = starts[:, 1]
+        starts[:, 4] = 1e6
+    return x.to(dtype), offsets, starts.to(dtype)
+
+
+def weights(n):
+    weight = torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    weight[::5] = 0
+    return weight
+
+
+def equal(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize("kind", ["normal", "lattice", "mixed", "far", "equal"])
+@pytest.mark.parametrize(
+    ("sizes", "k", "d"), [([90, 33, 257, 6], 6, 20), ([7, 60], 7, 2), ([40, 5, 1], 1, 1), ([300], 40, 17)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_native_equals_the_definition(sizes, k, d, kind, empty, dtype, weighted):
+    x, offsets, starts = make(sizes, k, d, kind, dtype)
+    weight = weights(len(x)) if weighted else None
+    runs = []
+    for backend in ("native", "reference"):
+        with ops.backend(backend):
+            seed, tol = torch.arange(len(sizes)) + 3, 1e-6 * x.double().square().mean()
+            runs.append(
+                ops.lloyd(x, offsets, starts, sample_weight=weight, empty=empty, seed=seed, tol=tol, max_iter=25)
+            )
+    assert equal(*runs)
+
+
+def note(moved, n_iter, n_moved):
+    moved.append(n_moved)
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize("kind", ["normal", "lattice"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_each_problem_is_a_run_of_its_own(kind, empty, weighted):
+    sizes, k = [150, 20, 300], 12
+    x, offsets, starts = make(sizes, k, 9, kind)
+    weight, tol = weights(len(x)) if weighted else None, torch.tensor([0.0, 1e-3, 1e-2]).double()
+    runs = ops.lloyd(x, offsets, starts, sample_weight=weight, empty=empty, seed=torch.arange(3), tol=tol, max_iter=9)
+    for b in range(3):
+        rows = slice(int(offsets[b]), int(offsets[b + 1]))
+        points = InMemory(x[rows])
+        points.sample_weight = None if weight is None else weight[rows]
+        # A run that is watched is that of the loop over ops.
+        moved = []
+        watch = partial(note, moved)
+        alone = one_run(points, starts[b], max_iter=9, tol=float(tol[b]), empty=empty, seed=b, callback=watch)
+        assert len(moved) == alone.n_iter
+        assert torch.equal(runs.centroids[b], alone.centroids)
+        assert torch.equal(runs.labels[rows], alone.labels)
+        assert float(runs.inertia[b]) == float(alone.inertia)
+        assert int(runs.n_iter[b]) == alone.n_iter
+        assert ENDED[int(runs.ended[b])] == alone.converged
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("isa", _native._C.isas)
+@pytest.mark.parametrize("empty", EMPTY)
+@pytest.mark.parametrize("operations", [1.0, 1e5, 1e9])
+def test_same_bits_however_the_runs_are_cut(monkeypatch, isa, threads, empty, operations):
+    x, offsets, starts = make([100, 20, 260, 31, 50], 9, 18, "lattice")
+    whole = ops.lloyd(x, offsets, starts, empty=empty, tol=1e-4)
+    monkeypatch.setenv("DCFAST_ISA", isa)
+    monkeypatch.setattr(_native, "threads", lambda *_: threads)
+    monkeypatch.setattr(importlib.import_module("dcfast.ops.lloyd.native"), "_CALL_OPERATIONS", operations)
+    monkeypatch.setattr(_native, "_FIRST_SLICE_OPERATIONS", operations)
+    assert equal(whole, ops.lloyd(x, offsets, starts, empty=empty, tol=1e-4))
+
+
+def test_no_problem_changes_another(cpu_backend):
+    x, offsets, starts = make([60, 80, 40], 5, 6)
+    first = ops.lloyd(x, offsets, starts)
+    x[60:140] *= 1e20
+    second = ops.lloyd(x, offsets, starts)
+    for b, rows in ((0, slice(0, 60)), (2, slice(140, 180))):
+        assert torch.equal(first.centroids[b], second.centroids[b])
+        assert torch.equal(first.labels[rows], second.labels[rows])
+        assert first.inertia[b] == second.inertia[b]
+
+
+def test_rows_and_starts_that_are_not_finite(cpu_backend):
+    x, offsets, starts = make([50, 50], 4, 6)
+    x[3, 2], x[60, 0], starts[1, 2, 0] = torch.nan, torch.inf, torch.nan
+    for empty in EMPTY:
+        with ops.backend("reference"):
+            expected = ops.lloyd(x, offsets, starts, empty=empty, max_iter=3)
+        runs = ops.lloyd(x, offsets, starts, empty=empty, max_iter=3)
+        assert torch.equal(runs.centroids.nan_to_num(7.5), expected.centroids.nan_to_num(7.5))
+        assert equal(runs[1:], expected[1:])
+        assert int(runs.labels[3]) == int(runs.labels[60]) == -1
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30, 1e140, 1e-140])
+def test_magnitudes(scale):
+    dtype = torch.float32 if abs(torch.tensor(scale).log10()) < 40 else torch.float64
+    x, offsets, starts = make([70, 90], 5, 20, "lattice", torch.float64)
+    x, starts = (x * scale).to(dtype), (starts.clamp(-5, 5) * scale).to(dtype)
+    with ops.backend("reference"):
+        expected = ops.lloyd(x, offsets, starts, max_iter=8)
+    assert equal(ops.lloyd(x, offsets, starts, max_iter=8), expected)
+
+
+def test_no_iterations_are_labels_and_inertia(cpu_backend):
+    x, offsets, starts = make([30, 41], 3, 4)
+    runs = ops.lloyd(x, offsets, starts, max_iter=0)
+    assert torch.equal(runs.centroids, starts)
+    assert runs.n_iter.tolist() == runs.ended.tolist() == [0, 0]
+    for b, rows in enumerate((slice(0, 30), slice(30, 71))):
+        labels = ops.assign(x[rows], starts[b])
+        assert torch.equal(runs.labels[rows], labels)
+        assert runs.inertia[b] == ops.inertia(x[rows], starts[b], labels)
+
+
+def test_strides_and_inputs_left_alone(cpu_backend):
+    x, offsets, starts = make([40, 25], 4, 12)
+    expected = ops.lloyd(x, offsets, starts, sample_weight=torch.ones(65).double())
+    wide = torch.zeros(65, 24)
+    wide[:, ::2] = x
+    padded = torch.zeros(65, 20)
+    padded[:, :12] = x
+    before = starts.clone()
+    weight = torch.ones(65, 2).double()[:, 0]
+    for view in (wide[:, ::2], padded[:, :12], x.T.contiguous().T):
+        turned = starts.transpose(0, 1).contiguous().transpose(0, 1)
+        assert equal(ops.lloyd(view, offsets, turned, sample_weight=weight), expected)
+    assert torch.equal(starts, before)
+
+
+def test_no_problems(cpu_backend):
+    runs = ops.lloyd(torch.zeros(0, 3), torch.tensor([0]), torch.zeros(0, 2, 3))
+    assert [tuple(field.shape) for field in runs] == [(0, 2, 3), (0,), (0,), (0,), (0,)]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"x": torch.zeros(20, 3, dtype=torch.float16)}, TypeError, "x has dtype torch.float16"),
+        ({"x": torch.zeros(2, 10, 3)}, ValueError, "x has shape"),
+        ({"offsets": torch.tensor([0, 10, 21])}, ValueError, "offsets must rise from 0 to the 20 rows"),
+        ({"offsets": torch.tensor([0, 20, 20])}, ValueError, "1 of its steps"),
+        ({"offsets": torch.tensor([0.0, 10.0, 20.0])}, ValueError, "offsets is torch.float32"),
+        ({"centroids": torch.zeros(3, 4, 3)}, ValueError, "centroids has shape"),
+        ({"centroids": torch.zeros(2, 4, 2)}, ValueError, "centroids has shape"),
+        ({"centroids": torch.zeros(2, 0, 3)}, ValueError, "centroids has shape"),
+        ({"sample_weight": torch.ones(19).double()}, ValueError, "sample_weight"),
+        ({"max_iter": -1}, ValueError, "max_iter=-1"),
+        ({"empty": "drop"}, ValueError, "empty='drop'"),
+        (
+            {"x": torch.full((20, 3), 1e200, dtype=torch.float64), "centroids": torch.zeros(2, 4, 3).double()},
+            ValueError,
+            "2\\^",
+        ),
+    ],
+)
+def test_errors_name_the_argument(change, error, match):
+    arguments = {"x": torch.zeros(20, 3), "offsets": torch.tensor([0, 10, 20]), "centroids": torch.zeros(2, 4, 3)}
+    with pytest.raises(error, match=match):
+        ops.lloyd(**(arguments | change))
+
+
+def test_opcheck(cpu_backend):
+    x, offsets, starts = make([20, 30], 3, 5)
+    low, n_words = ops.sum_grid(x, weights(50))
+    arguments = (x, offsets, starts, weights(50), low, n_words, 5, torch.zeros(2).double(), "split", torch.arange(2))
+    torch.library.opcheck(torch.ops.dcfast.lloyd.default, arguments)

@@ -1,0 +1,37 @@
+"""No N x k matrix, no copy of the input: what a fit takes beyond its input stays below what is promised."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from support import memory
+
+# Each would break the promise by a matrix of N x k, by a copy of the input in its dtype or another, by sums for every
+# thread, or by all trials of k-means++ at once.
+CASES = [
+    (400_000, 8, 100, "float32", 1, "random", "array"),
+    (400_000, 8, 100, "float32", 4, "k-means++", "weighted"),
+    (300_000, 8, 100, "float64", 2, "k-means++", "array"),
+    (3_000, 3_000, 3_000, "float32", 4, "random", "array"),
+    (3_000, 2_000, 3_000, "float64", 2, "random", "array"),
+    (60_000, 20, 60_000, "float32", 8, "random", "array"),
+    (400_000, 64, 4, "float64", 2, "random", "integers"),
+    (400_000, 64, 4, "float32", 2, "random", "turned"),
+    (400_000, 64, 4, "float32", 2, "k-means++", "spherical"),
+    (400_000, 64, 4, "float32", 4, "k-means++", "path"),
+    (400_000, 64, 4, "float32", 2, "random", "chunks"),
+    (400_000, 200, 4, "float64", 2, "random", "sparse"),
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_memory_beyond_the_input(case):
+    command = [sys.executable, memory.__file__, *map(str, case)]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    taken, promised = int(ended.stdout), memory.promised(*case[:4])
+    print(f"{case}: {taken / 2**20:.0f} MiB of {promised / 2**20:.0f} MiB")
+    assert taken <= promised
