@@ -39,7 +39,7 @@ def fit_alone(x, weight, offsets, **parameters):
     return models
 
 
-def check(batch, models):
+def assert_as_alone(batch, models):
     assert batch.cluster_centers_.tobytes() == np.stack([m.cluster_centers_ for m in models]).tobytes()
     assert batch.labels_.dtype == np.int32
     assert np.array_equal(batch.labels_.ravel(), np.concatenate([m.labels_ for m in models]))
@@ -57,7 +57,7 @@ def test_each_problem_as_if_alone(init, kind, weighted, dtype):
     weight = weight if weighted else None
     parameters = {"n_clusters": 7, "init": init, "n_init": 3, "random_state": 5}
     batch = KMeans(**parameters).fit(x, sample_weight=weight, offsets=offsets)
-    check(batch, fit_alone(x, weight, offsets, **parameters))
+    assert_as_alone(batch, fit_alone(x, weight, offsets, **parameters))
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -68,11 +68,11 @@ def test_empty_clusters(empty, weighted):
     weight = weight if weighted else None
     parameters = {"n_clusters": 12, "init": "random", "n_init": 2, "empty": empty, "tol": 0}
     batch = KMeans(random_state=1, **parameters).fit(x, sample_weight=weight, offsets=offsets)
-    check(batch, fit_alone(x, weight, offsets, random_state=1, **parameters))
+    assert_as_alone(batch, fit_alone(x, weight, offsets, random_state=1, **parameters))
     own = np.full((4, 5, 2), 50.0) + np.arange(5)[:, None]
     own[:, 0] = 0
     batch = KMeans(5, init=own, empty=empty, n_init=1, random_state=1).fit(x, sample_weight=weight, offsets=offsets)
-    check(batch, fit_alone(x, weight, offsets, n_clusters=5, init=own, empty=empty, n_init=1, random_state=1))
+    assert_as_alone(batch, fit_alone(x, weight, offsets, n_clusters=5, init=own, empty=empty, n_init=1, random_state=1))
 
 
 @pytest.mark.parametrize("limit", [0, 2**26])
@@ -133,24 +133,24 @@ def test_starts_that_are_given():
     x, _, offsets = make()
     own = np.stack([x[first : first + 3] for first in offsets[:-1]])
     batch = KMeans(3, init=own, n_init=1).fit(x, offsets=offsets)
-    check(batch, fit_alone(x, None, offsets, n_clusters=3, init=own, n_init=1))
+    assert_as_alone(batch, fit_alone(x, None, offsets, n_clusters=3, init=own, n_init=1))
     common = x[:3]
     batch = KMeans(3, init=common, n_init=1).fit(x, offsets=offsets)
-    check(batch, fit_alone(x, None, offsets, n_clusters=3, init=common, n_init=1))
+    assert_as_alone(batch, fit_alone(x, None, offsets, n_clusters=3, init=common, n_init=1))
 
     def corner(X, n_clusters, random_state):
         return X[random_state.randint(len(X), size=n_clusters)]
 
     parameters = {"n_clusters": 3, "init": corner, "n_init": 2, "random_state": 4}
-    check(KMeans(**parameters).fit(x, offsets=offsets), fit_alone(x, None, offsets, **parameters))
+    assert_as_alone(KMeans(**parameters).fit(x, offsets=offsets), fit_alone(x, None, offsets, **parameters))
 
 
 def test_as_many_clusters_as_rows_and_one():
     x, _, offsets = make([9] * 5, d=3)
     batch = KMeans(9, random_state=0).fit(x, offsets=offsets)
     assert batch.inertia_.tolist() == [0.0] * 5
-    check(batch, fit_alone(x, None, offsets, n_clusters=9))
-    check(KMeans(1, random_state=0).fit(x, offsets=offsets), fit_alone(x, None, offsets, n_clusters=1))
+    assert_as_alone(batch, fit_alone(x, None, offsets, n_clusters=9))
+    assert_as_alone(KMeans(1, random_state=0).fit(x, offsets=offsets), fit_alone(x, None, offsets, n_clusters=1))
 
 
 def test_strides():

@@ -497,8 +497,11 @@ def test_warns_of_few_points():
 
 
 @pytest.mark.filterwarnings("error")
-def test_the_warning_can_be_silenced():
-    ours.Kmeans(4, 10, min_points_per_centroid=1).train(normal(100, 4))
+def test_the_warning_can_be_silenced(recwarn):
+    model = ours.Kmeans(4, 10, min_points_per_centroid=1)
+    model.train(normal(100, 4))
+    assert model.centroids.shape == (10, 4)
+    assert not recwarn.list
 
 
 X = normal(50, 4)

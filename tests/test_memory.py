@@ -10,7 +10,6 @@ from support import memory
 # Each would break the promise by a matrix of N x k, by a copy of the input in its dtype or another, by sums for every
 # thread, or by all trials of k-means++ at once.
 CASES = [
-    (400_000, 8, 100, "float32", 1, "random", "array"),
     (400_000, 8, 100, "float32", 4, "k-means++", "weighted"),
     (300_000, 8, 100, "float64", 2, "k-means++", "array"),
     (3_000, 3_000, 3_000, "float32", 4, "random", "array"),

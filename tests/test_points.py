@@ -64,7 +64,7 @@ def bits(model):
 @pytest.mark.parametrize("weight", [None, WEIGHT])
 def test_every_source_gives_the_same_bits(dtype, weight, tmp_path):
     X = rows(dtype)
-    for init, empty, memory in (("k-means++", "farthest", 7000), ("random", "split", 500), ("random", "keep", "1GiB")):
+    for init, empty, memory in (("k-means++", "farthest", 7000), ("random", "split", 2500), ("random", "keep", "1GiB")):
         expected = None
         for name, source in sources(X, tmp_path):
             model = KMeans(K, init=init, n_init=1, max_iter=3, empty=empty, random_state=3, max_memory=memory)

@@ -87,7 +87,7 @@ def test_the_same_bits_from_anywhere(monkeypatch, tmp_path):
         expected = bits(KMeans(8, **arguments).fit(X))
     chunks = lambda: iter(np.array_split(X, 50))  # noqa: E731
     for source in (X, torch.from_numpy(X), tmp_path / "x.npy", scipy.sparse.csr_array(X), chunks):
-        for memory in (None, 500):
+        for memory in (None, 3000):
             for threads in (1, 3):
                 monkeypatch.setattr(_native, "threads", lambda *_, threads=threads: threads)
                 model = KMeans(8, max_memory=memory, **arguments).fit(source)

@@ -102,7 +102,7 @@ def largest(values):
     return np.abs(values[np.isfinite(values)]).max(initial=0)
 
 
-def check(n, k, kind, dtype, label_smoothing, reduction, ignore_index=-100):
+def assert_as_accurate_as_torch(n, k, kind, dtype, label_smoothing, reduction, ignore_index=-100):
     logits, target, sizes = make(n, k, kind, dtype)
     upstream = torch.tensor(-1.5, dtype=dtype)
     arguments = {"label_smoothing": label_smoothing, "reduction": reduction, "ignore_index": ignore_index}
@@ -122,13 +122,13 @@ def test_error_is_at_most_twice_that_of_torch(cpu_backend, n, k, kind, dtype):
     if kind == "huge" and dtype == torch.float16:
         kind = "offset"  # 1e4 times normal numbers overflow float16
     for label_smoothing, reduction in itertools.product([0.0, 0.1], REDUCTIONS):
-        check(n, k, kind, dtype, label_smoothing, reduction)
+        assert_as_accurate_as_torch(n, k, kind, dtype, label_smoothing, reduction)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3, 1.0])
 def test_full_smoothing_and_an_ignored_class(cpu_backend, label_smoothing):
     for reduction in REDUCTIONS:
-        check(40, 9, "empty", torch.float32, label_smoothing, reduction, ignore_index=4)
+        assert_as_accurate_as_torch(40, 9, "empty", torch.float32, label_smoothing, reduction, ignore_index=4)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -211,7 +211,7 @@ def test_every_instruction_set_is_accurate(monkeypatch, isa, dtype):
     monkeypatch.setenv("DCFAST_ISA", isa)
     with ops.backend("native"):
         for kind in KINDS:
-            check(9, 1037, kind, dtype, 0.1, "mean")
+            assert_as_accurate_as_torch(9, 1037, kind, dtype, 0.1, "mean")
 
 
 @pytest.mark.parametrize("function", [ops.weighted_cross_entropy, two_passes])

@@ -88,7 +88,7 @@ int draw_rows(const int64_t* seeds, const int64_t* offsets, int64_t problems, co
     double* left = workspace + omp_get_thread_num() * 2 * most_rows;
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < problems; ++b) {
-      Twister twister(uint32_t(seeds[b]));
+      Twister twister(static_cast<uint32_t>(seeds[b]));
       const double* share = shares != nullptr ? shares + offsets[b] : nullptr;
       for (int64_t run = b * runs; run < (b + 1) * runs; ++run) {
         choose(&twister, offsets[b + 1] - offsets[b], share, count, left, left + most_rows, rows + run * count);

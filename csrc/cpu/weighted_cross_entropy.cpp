@@ -32,9 +32,9 @@ constexpr int64_t kChunks = 64;
 struct Float32 {
   typedef float Scalar;
   typedef Floats Vector;
-  typedef Ints Bits;
+  typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
   static constexpr int kLanes = kFloats, kMantissa = 23, kDegree = 7;
-  static constexpr int32_t kOne = 0x3F800000;
+  static constexpr uint32_t kOne = 0x3F800000;
   static constexpr float kRound = 0x1.8p23f, kLowest = -87.0f, kSmallest = -FLT_MAX;
   static constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
 };
@@ -42,9 +42,9 @@ struct Float32 {
 struct Float64 {
   typedef double Scalar;
   typedef Doubles Vector;
-  typedef Longs Bits;
+  typedef uint64_t Bits __attribute__((vector_size(kVectorBytes)));
   static constexpr int kLanes = kDoubles, kMantissa = 52, kDegree = 13;
-  static constexpr int64_t kOne = 0x3FF0000000000000;
+  static constexpr uint64_t kOne = 0x3FF0000000000000;
   static constexpr double kRound = 0x1.8p52, kLowest = -708.0, kSmallest = -DBL_MAX;
   static constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
 };

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import io
 import itertools
+import os
 import pickle
 import sys
 import warnings
@@ -175,7 +176,7 @@ def main(folder):
             other["init"] = arguments["init"] + 1
         group = dist.group.WORLD if share == "evenly" else True
         part = None if weight is None else weight[own]
-        found[share, name] = fit(source(X[own]), part, arguments, process_group=group, max_memory=1000, **other)
+        found[share, name] = fit(source(X[own]), part, arguments, process_group=group, max_memory=2500, **other)
     for name in FAILURES:
         try:
             failing(name, rank)
@@ -183,6 +184,8 @@ def main(folder):
             found[name] = type(error), str(error), getattr(error, "__notes__", [])
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(found))
     dist.destroy_process_group()
+    # Threads of torch may outlive the group and, once in a hundred runs, abort a process whose interpreter is ending.
+    os._exit(0)
 
 
 if __name__ == "__main__":

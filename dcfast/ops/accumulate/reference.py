@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 
 from dcfast.ops.accumulate.grid import DIGIT, carry_
+from dcfast.ops.accumulate.moves import accumulate_moves
+
+__all__ = ["accumulate", "accumulate_moves", "column_range", "means"]
 
 
 def accumulate(
@@ -41,24 +44,6 @@ def accumulate(
     counts = x.new_zeros(n_clusters, dtype=torch.int64)
     counts.index_add_(0, index, torch.ones_like(index))
     return words, counts
-
-
-def accumulate_moves(
-    words: torch.Tensor,
-    counts: torch.Tensor,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    previous: torch.Tensor,
-    sample_weight: torch.Tensor | None,
-    low: torch.Tensor,
-) -> None:
-    k, n_words = words.shape[:2]
-    stays = labels == previous
-    for sign, cluster in ((1, labels), (-1, previous)):
-        more, members = accumulate(x, cluster.masked_fill(stays, -1), k, sample_weight, low, n_words)
-        words += sign * more
-        counts += sign * members
-    carry_(words)
 
 
 def column_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

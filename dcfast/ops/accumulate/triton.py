@@ -13,7 +13,10 @@ import triton
 import triton.language as tl
 
 from dcfast.ops._triton import CompileCase, block, device_of, power_of_two, round_words, widen
-from dcfast.ops.accumulate.grid import DIGIT, carry_
+from dcfast.ops.accumulate.grid import DIGIT
+from dcfast.ops.accumulate.moves import accumulate_moves
+
+__all__ = ["accumulate", "accumulate_moves", "column_range", "compile_cases", "means"]
 
 # Rows that may be added before the words must be carried: 2^22 digits of 2^39 stay below 2^61.
 _SLICE_ROWS = 2**22
@@ -192,24 +195,6 @@ def _accumulate(
     )  # fmt: skip
     sums = clusters * d
     _carry[(-(-sums // 256),)](words, sums, n_words, d, BLOCK=256, num_warps=4)
-
-
-def accumulate_moves(
-    words: torch.Tensor,
-    counts: torch.Tensor,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    previous: torch.Tensor,
-    sample_weight: torch.Tensor | None,
-    low: torch.Tensor,
-) -> None:
-    k, n_words = words.shape[:2]
-    stays = labels == previous
-    for sign, cluster in ((1, labels), (-1, previous)):
-        more, members = accumulate(x, cluster.masked_fill(stays, -1), k, sample_weight, low, n_words)
-        words += sign * more
-        counts += sign * members
-    carry_(words)
 
 
 def column_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Greedy k-means++ over whole vectors of potentials, and of one problem after the other, for any device."""
+"""Greedy k-means++ over whole vectors of potentials, and of one problem after the other, on any device."""
 
 from __future__ import annotations
 
@@ -32,17 +32,16 @@ def greedy(
     return torch.tensor(chosen, device=potential.device)
 
 
-def for_each(
-    one: Callable[..., torch.Tensor],
+def kmeans_plusplus_batch(
     x: torch.Tensor,
     offsets: torch.Tensor,
     sample_weight: torch.Tensor | None,
     first: torch.Tensor,
     uniform: torch.Tensor,
 ) -> torch.Tensor:
-    """The chosen rows of every problem, (B, k); `one` seeds a problem."""
     chosen = torch.empty(uniform.shape[0], uniform.shape[1] + 1, dtype=torch.int64, device=x.device)
     cuts = offsets.tolist()
     for b, at in enumerate(map(slice, cuts[:-1], cuts[1:])):
-        chosen[b] = one(x[at], None if sample_weight is None else sample_weight[at], int(first[b]), uniform[b])
+        weight = None if sample_weight is None else sample_weight[at]
+        chosen[b] = torch.ops.dcfast.kmeans_plusplus(x[at], weight, int(first[b]), uniform[b])
     return chosen

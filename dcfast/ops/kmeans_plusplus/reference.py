@@ -6,7 +6,9 @@ import math
 
 import torch
 
-from dcfast.ops.kmeans_plusplus.greedy import for_each, greedy
+from dcfast.ops.kmeans_plusplus.greedy import greedy, kmeans_plusplus_batch
+
+__all__ = ["kmeans_plusplus", "kmeans_plusplus_batch"]
 
 
 def kmeans_plusplus(
@@ -25,13 +27,3 @@ def kmeans_plusplus(
         return torch.tensor([math.fsum(row) for row in values.tolist()], dtype=torch.float64)
 
     return greedy(potentials, exact_sum, x.shape[0], first, uniform)
-
-
-def kmeans_plusplus_batch(
-    x: torch.Tensor,
-    offsets: torch.Tensor,
-    sample_weight: torch.Tensor | None,
-    first: torch.Tensor,
-    uniform: torch.Tensor,
-) -> torch.Tensor:
-    return for_each(kmeans_plusplus, x, offsets, sample_weight, first, uniform)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from dcfast.ops._triton import CompileCase
-from dcfast.ops.kmeans_plusplus.greedy import for_each, greedy
+from dcfast.ops.kmeans_plusplus.greedy import greedy, kmeans_plusplus_batch
+
+__all__ = ["compile_cases", "kmeans_plusplus", "kmeans_plusplus_batch"]
 
 
 def kmeans_plusplus(
@@ -18,16 +20,6 @@ def kmeans_plusplus(
         return torch.ops.dcfast.point_distances(x.expand(count, n, d), x[rows][:, None], labels, weight)
 
     return greedy(potentials, torch.ops.dcfast.exact_sum, x.shape[0], first, uniform)
-
-
-def kmeans_plusplus_batch(
-    x: torch.Tensor,
-    offsets: torch.Tensor,
-    sample_weight: torch.Tensor | None,
-    first: torch.Tensor,
-    uniform: torch.Tensor,
-) -> torch.Tensor:
-    return for_each(kmeans_plusplus, x, offsets, sample_weight, first, uniform)
 
 
 def compile_cases() -> list[CompileCase]:

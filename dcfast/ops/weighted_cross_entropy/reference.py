@@ -5,6 +5,14 @@ from __future__ import annotations
 import torch
 
 from dcfast.ops import _validate
+from dcfast.ops.weighted_cross_entropy.with_gradient import weighted_cross_entropy_with_gradient
+
+__all__ = [
+    "inverse_size_weights",
+    "weighted_cross_entropy",
+    "weighted_cross_entropy_backward",
+    "weighted_cross_entropy_with_gradient",
+]
 
 
 def inverse_size_weights(cluster_sizes: torch.Tensor) -> torch.Tensor:
@@ -76,19 +84,3 @@ def weighted_cross_entropy_backward(
     rows = (grad / total_weight if reduction == "mean" else grad).expand(x.shape[0])
     gradient = torch.where((target == ignore_index)[:, None], 0.0, gradient * rows[:, None])
     return gradient.to(logits.dtype)
-
-
-def weighted_cross_entropy_with_gradient(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    cluster_sizes: torch.Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    options = (ignore_index, label_smoothing, reduction)
-    loss, statistics, total_weight = weighted_cross_entropy(logits, target, cluster_sizes, *options)
-    gradient = weighted_cross_entropy_backward(
-        torch.ones_like(loss), logits, target, cluster_sizes, statistics, total_weight, *options
-    )
-    return loss, statistics, total_weight, gradient

@@ -12,6 +12,14 @@ import triton.language as tl
 
 from dcfast.ops import _validate
 from dcfast.ops._triton import CompileCase, block, device_of
+from dcfast.ops.weighted_cross_entropy.with_gradient import weighted_cross_entropy_with_gradient
+
+__all__ = [
+    "compile_cases",
+    "weighted_cross_entropy",
+    "weighted_cross_entropy_backward",
+    "weighted_cross_entropy_with_gradient",
+]
 
 _LARGEST_BLOCK = 4096
 _TOTALS_BLOCK = 1024
@@ -256,22 +264,6 @@ def weighted_cross_entropy_backward(
                 num_warps=num_warps,
             )
     return gradient
-
-
-def weighted_cross_entropy_with_gradient(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    cluster_sizes: torch.Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    options = (ignore_index, label_smoothing, reduction)
-    loss, statistics, total_weight = weighted_cross_entropy(logits, target, cluster_sizes, *options)
-    gradient = weighted_cross_entropy_backward(
-        torch.ones_like(loss), logits, target, cluster_sizes, statistics, total_weight, *options
-    )
-    return loss, statistics, total_weight, gradient
 
 
 def compile_cases() -> list[CompileCase]:
