@@ -18,25 +18,38 @@ namespace {
 
 constexpr int64_t kMinColumns = 16;
 
+constexpr int64_t kBatch = 1024;   // rows among which those to be moved are looked for at once
+constexpr int64_t kAhead = 12;     // rows: far enough ahead for a line of memory to arrive
+constexpr int64_t kFetched = 256;  // bytes of a row; what follows the processor foresees
+
 // With previous, rows leave the cluster that they were in; those that stay are not touched. counts may be null.
 template <class T>
-void add_rows(const T* x, int64_t row_stride, int64_t n, int64_t d, int64_t first, int64_t last, const int64_t* labels,
-              const int64_t* previous, int64_t k, const double* weight, const double* scale, int64_t n_words,
-              int64_t* words, int64_t* counts) {
-  const double top = top_unit(n_words);
-  for (int64_t row = 0; row < n; ++row) {
-    const int64_t label = labels[row], before = previous != nullptr ? previous[row] : -1;
-    if (label == before) continue;
-    const double w = weight != nullptr ? weight[row] : 1.0;
-    if (w == 0.0) continue;
-    const T* here = x + row * row_stride;
-    if (label >= 0 && label < k) {
-      add_row(here, d, first, last, w, scale, top, n_words, words + label * n_words * d);
-      if (counts != nullptr) ++counts[label];
+void move_rows(const T* x, int64_t row_stride, int64_t n, int64_t d, int64_t first, int64_t last, const int64_t* labels,
+               const int64_t* previous, int64_t k, const double* weight, const double* scale, const Units& units,
+               int64_t* words, int64_t* counts) {
+  const int64_t bytes = (last - first) * int64_t(sizeof(T)), fetched = bytes < kFetched ? bytes : kFetched;
+  for (int64_t start = 0; start < n; start += kBatch) {
+    const int64_t stop = n - start < kBatch ? n : start + kBatch;
+    int64_t rows[kBatch], count = 0;
+    for (int64_t row = start; row < stop; ++row) {  // no branch: which rows move cannot be foreseen
+      rows[count] = row;
+      count += previous == nullptr || labels[row] != previous[row];
     }
-    if (before >= 0 && before < k) {
-      add_row(here, d, first, last, -w, scale, top, n_words, words + before * n_words * d);
-      if (counts != nullptr) --counts[before];
+    for (int64_t at = 0; at < count; ++at) {
+      const int64_t row = rows[at];
+      if (count < stop - start && at + kAhead < count) {
+        const char* later = reinterpret_cast<const char*>(x + rows[at + kAhead] * row_stride + first);
+        for (int64_t byte = 0; byte < fetched; byte += 64) __builtin_prefetch(later + byte);
+      }
+      const double w = weight != nullptr ? weight[row] : 1.0;
+      if (w == 0.0) continue;
+      int64_t to = labels[row], from = previous != nullptr ? previous[row] : -1;
+      if (to >= k) to = -1;
+      if (from >= k) from = -1;
+      move_row(x + row * row_stride, d, first, last, w, scale, units, words, to, from);
+      if (counts == nullptr) continue;
+      if (to >= 0) ++counts[to];
+      if (from >= 0) --counts[from];
     }
   }
 }
@@ -52,6 +65,7 @@ void accumulate_all(const T* x, int64_t row_stride, int64_t n, int64_t d, const 
   int64_t width = (d + parts - 1) / parts;
   width = (width + kMinColumns - 1) / kMinColumns * kMinColumns;
   const int64_t size = k * n_words * d;
+  const Units units = units_of(n_words);
 #pragma omp parallel num_threads(n_threads)
   {
     IeeeMode ieee;
@@ -63,9 +77,9 @@ void accumulate_all(const T* x, int64_t row_stride, int64_t n, int64_t d, const 
       const int64_t* own_previous = previous != nullptr ? previous + start : nullptr;
       if (first < last) {
         int64_t* own_counts = copy == 0 ? counts : partial_counts + (copy - 1) * k;
-        add_rows(x + start * row_stride, row_stride, stop - start, d, first, last, labels + start, own_previous, k,
-                 own_weight, scale, n_words, copy == 0 ? words : partial + (copy - 1) * size,
-                 first == 0 ? own_counts : nullptr);
+        move_rows(x + start * row_stride, row_stride, stop - start, d, first, last, labels + start, own_previous, k,
+                  own_weight, scale, units, copy == 0 ? words : partial + (copy - 1) * size,
+                  first == 0 ? own_counts : nullptr);
       }
     }
 #pragma omp for schedule(static)

@@ -97,9 +97,9 @@ void prepare(const T* c, int64_t k, int64_t d, const T* previous, char* workspac
   {
     IeeeMode own;
 #pragma omp for schedule(static)
-    for (int64_t at = 0; at < (d <= kNarrow ? live : panels_of(k) * kPanel); ++at) {
+    for (int64_t at = 0; at < (d <= kNarrow ? whole_tiles(live) : panels_of(k) * kPanel); ++at) {
       if (d <= kNarrow) {
-        pack_narrow(c + p.all.index[at] * d, d, p, at);
+        pack_narrow(c, d, p, at);
       } else if (at < live) {
         pack_wide(c + p.all.index[at] * d, d, p, at);
       } else {

@@ -7,7 +7,9 @@
 //   * underflow:             every product or operand lost below 2^-126 costs at most that: tau
 // so that a_j = 2 g H_j + tau and b_j = (g + 5 u) |c~_j| (1 + 2 g) + tau are enough.
 //
-// A block of rows is transposed into L1 once; the centroids (64 bytes each at d = 16) stream from L1 or L2.
+// A block of rows is transposed into L1 once; the centroids (64 bytes each at d = 16) stream from L1 or L2. A tile of
+// kGroup vectors of rows and kShare centroids makes kGroup kShare sums at once: that many chains hide the latency of a
+// multiply-add (4 clocks, two begun in each, so 8 chains), and each operand that is loaded serves several.
 #pragma once
 
 #include "assign_prepare.h"
@@ -16,24 +18,34 @@ namespace dcfast {
 namespace DCFAST_ISA {
 namespace {
 
-// Vectors of rows that share a load of a centroid's element.
+// Vectors of rows that share a load of a centroid's element, and centroids that share a load of theirs.
 #if defined(__AVX512F__)
-constexpr int kGroup = 4;
+constexpr int kGroup = 4, kShare = 2;
 #else
-constexpr int kGroup = 2;
+constexpr int kGroup = 2, kShare = 4;
 #endif
 constexpr int64_t kGroupRows = kGroup * kFloats;
 constexpr int64_t kNarrowBlock = 256;  // rows: a multiple of every kGroupRows
 
+inline int64_t whole_tiles(int64_t live) { return (live + kShare - 1) / kShare * kShare; }
+
+// Position `at` of the centroids c; past the live ones, what is never the nearest.
 template <class T>
-void pack_narrow(const T* row, int64_t d, const Prepared<T>& prepared, int64_t at) {
+void pack_narrow(const T* c, int64_t d, const Prepared<T>& prepared, int64_t at) {
   const Packed<T>& p = prepared.all;
-  float* packed = static_cast<float*>(p.operands) + at * d;
+  float* packed = static_cast<float*>(p.operands) + at / kShare * kShare * d + at % kShare;
+  if (at >= *p.live) {
+    for (int64_t i = 0; i < d; ++i) packed[i * kShare] = 0.0f;
+    p.h[at] = INFINITY;
+    p.b[at] = 0.0f;
+    return;
+  }
+  const T* row = c + p.index[at] * d;
   double square = 0.0;
   for (int64_t i = 0; i < d; ++i) {
     double v = (double(row[i]) - double(prepared.shift[i])) * *prepared.scale;
     square += v * v;
-    packed[i] = float(v);
+    packed[i * kShare] = float(v);
   }
   square *= 1.0 + double(d + 8) * 0x1p-52;
   const double n = double(d + 4), g = n * kU / (1.0 - n * kU), tau = double(d + 2) * 0x1p-120;
@@ -63,19 +75,40 @@ inline int64_t narrow_scratch(int64_t d, char* base, NarrowScratch* s) {
 inline float narrow_one(float x, float m, float scale) { return (x - m) * scale; }
 inline float narrow_one(double x, double m, float scale) { return float((x - m) * double(scale)); }
 
+template <class T>
+inline Quad narrow_four(const T* x, const T* m, T scale) {
+  typedef T Four __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
+  const Four v = (*reinterpret_cast<const Four*>(x) - *reinterpret_cast<const Four*>(m)) * scale;
+  return __builtin_convertvector(v, Quad);
+}
+
 // Rows n <= kNarrowBlock, padded to whole groups.
 template <class T>
 void transpose(const T* x, int64_t row_stride, int64_t n, int64_t d, const Prepared<T>& p, const NarrowScratch& s) {
   const float scale = float(*p.scale);
-  const int64_t padded = (n + kGroupRows - 1) / kGroupRows * kGroupRows;
-  for (int64_t i = 0; i < d; ++i) {
+  const int64_t padded = (n + kGroupRows - 1) / kGroupRows * kGroupRows, quads = n / 4 * 4;
+  int64_t i = 0;
+  for (; i + 4 <= d; i += 4) {
+    for (int64_t row = 0; row < quads; row += 4) {
+      Quad v[4];
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) v[r] = narrow_four(x + (row + r) * row_stride + i, p.shift + i, T(scale));
+      transpose_quads(v);
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) *reinterpret_cast<Quad*>(s.columns + (i + r) * kNarrowBlock + row) = v[r];
+    }
+  }
+  const int64_t done = i;
+  for (i = 0; i < d; ++i) {
     const T m = p.shift[i];
     float* column = s.columns + i * kNarrowBlock;
-    for (int64_t row = 0; row < n; ++row) column[row] = narrow_one(x[row * row_stride + i], m, scale);
+    for (int64_t row = i < done ? quads : 0; row < n; ++row) {
+      column[row] = narrow_one(x[row * row_stride + i], m, scale);
+    }
     for (int64_t row = n; row < padded; ++row) column[row] = 0.0f;
   }
   for (int64_t row = 0; row < padded; ++row) s.norms[row] = 0.0f;
-  for (int64_t i = 0; i < d; ++i) {
+  for (i = 0; i < d; ++i) {
     const float* column = s.columns + i * kNarrowBlock;
     for (int64_t row = 0; row < padded; ++row) s.norms[row] += column[row] * column[row];
   }
@@ -91,18 +124,28 @@ struct LowestRow {
   Ints position;
 };
 
-// L of kGroupRows rows and the centroid at `position`.
+// L of kGroupRows rows and the centroids from `position` on, a multiple of kShare.
 template <class T>
 inline __attribute__((always_inline)) void narrow_bounds(const Packed<T>& p, int64_t position, const float* columns,
-                                                         int64_t d, const Floats norm[kGroup], Floats out[kGroup]) {
+                                                         int64_t d, const Floats norm[kGroup],
+                                                         Floats out[kShare][kGroup]) {
   const float* c = static_cast<const float*>(p.operands) + position * d;
-  const Floats h = broadcast(p.h[position]), b = broadcast(p.b[position]);
 #pragma GCC unroll 4
-  for (int v = 0; v < kGroup; ++v) out[v] = fnmadd(norm[v], b, h);
+  for (int j = 0; j < kShare; ++j) {
+    const Floats h = broadcast(p.h[position + j]), b = broadcast(p.b[position + j]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kGroup; ++v) out[j][v] = fnmadd(norm[v], b, h);
+  }
   for (int64_t i = 0; i < d; ++i) {
-    const Floats ci = broadcast(c[i]);
+    Floats x[kGroup];
 #pragma GCC unroll 4
-    for (int v = 0; v < kGroup; ++v) out[v] = fnmadd(load(columns + i * kNarrowBlock + v * kFloats), ci, out[v]);
+    for (int v = 0; v < kGroup; ++v) x[v] = load(columns + i * kNarrowBlock + v * kFloats);
+#pragma GCC unroll 4
+    for (int j = 0; j < kShare; ++j) {
+      const Floats ci = broadcast(c[i * kShare + j]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kGroup; ++v) out[j][v] = fnmadd(x[v], ci, out[j][v]);
+    }
   }
 }
 
@@ -113,15 +156,19 @@ __attribute__((noinline)) void narrow_scan(const Packed<T>& p, const float* colu
 #pragma GCC unroll 4
   for (int v = 0; v < kGroup; ++v) best[v] = LowestRow{broadcast(INFINITY), broadcast(INFINITY), Ints{}};
   const int64_t live = *p.live;
-  for (int64_t j = 0; j < live; ++j) {
-    Floats value[kGroup];
-    narrow_bounds(p, j, columns, d, norm, value);
+  for (int64_t at = 0; at < live; at += kShare) {
+    Floats value[kShare][kGroup];
+    narrow_bounds(p, at, columns, d, norm, value);
 #pragma GCC unroll 4
-    for (int v = 0; v < kGroup; ++v) {
-      Floats first = best[v].first;
-      best[v].second = minimum(best[v].second, maximum(first, value[v]));
-      best[v].position = value[v] < first ? Ints{} + int32_t(j) : best[v].position;
-      best[v].first = minimum(first, value[v]);
+    for (int j = 0; j < kShare; ++j) {
+      const Ints position = Ints{} + int32_t(at + j);
+#pragma GCC unroll 4
+      for (int v = 0; v < kGroup; ++v) {
+        Floats first = best[v].first;
+        best[v].second = minimum(best[v].second, maximum(first, value[j][v]));
+        best[v].position = value[j][v] < first ? position : best[v].position;
+        best[v].first = minimum(first, value[j][v]);
+      }
     }
   }
 #pragma GCC unroll 4
@@ -174,12 +221,15 @@ void narrow_rescan(const Packed<T>& p, const float* columns, int64_t d, const Fl
     }
   }
   const int64_t live = *p.live;
-  for (int64_t j = 0; j < live; ++j) {
-    Floats value[kGroup];
-    narrow_bounds(p, j, columns, d, norm, value);
-    for (int v = 0; v < kGroup; ++v) {
-      if (mask_at_most(value[v], load(limit + v * kFloats)) == 0) continue;
-      consider_rows(elements + v * d * kFloats, centroids + p.index[j] * d, d, p.index[j], best + v);
+  for (int64_t at = 0; at < live; at += kShare) {
+    Floats value[kShare][kGroup];
+    narrow_bounds(p, at, columns, d, norm, value);
+    for (int j = 0; j < kShare && at + j < live; ++j) {
+      const int64_t index = p.index[at + j];
+      for (int v = 0; v < kGroup; ++v) {
+        if (mask_at_most(value[j][v], load(limit + v * kFloats)) == 0) continue;
+        consider_rows(elements + v * d * kFloats, centroids + index * d, d, index, best + v);
+      }
     }
   }
   for (int64_t row = 0; row < n; ++row) {

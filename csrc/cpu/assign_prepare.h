@@ -55,7 +55,7 @@ struct Packed {
   float* b;        // [panels * kPanel] rounded up; the wide pass adds the part that depends on the rows
   float* norm;     // [panels * kPanel] |c~| rounded up
   float* unit;     // [panels * kPanel] wide: c' = unit * its integers
-  void* operands;  // narrow: float32 [panels * kPanel][d]; wide: int16 [panels][pairs][kPanel][2]
+  void* operands;  // narrow: float32 [tiles][d][kShare]; wide: int16 [panels][pairs][kPanel][2]
   T* columns;      // wide: [panels][d][kPanel] the centroids themselves, for the recheck
 };
 

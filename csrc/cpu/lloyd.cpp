@@ -28,7 +28,7 @@ struct Sizes {
   int64_t d, k, n_words;
   const int64_t* low;   // [d] of the words, see core.h
   const double* scale;  // [d] 2^-low
-  double top;
+  Units units;
   int64_t max_iter, iterations;
   int empty;
 };
@@ -132,8 +132,12 @@ void label_rows(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t* 
   for (int64_t at = 0; at < live; ++at) {
     const int64_t j = w.p.all.index[at];
     if (w.packed[at] == j && !w.changed[j]) continue;
-    pack_narrow(q.centroids + j * z.d, z.d, w.p, at);
+    pack_narrow(q.centroids, z.d, w.p, at);
     w.packed[at] = j;
+  }
+  for (int64_t at = live; at < whole_tiles(live); ++at) {
+    pack_narrow(q.centroids, z.d, w.p, at);
+    if (at < z.k) w.packed[at] = -1;
   }
   memset(w.changed, 0, size_t(z.k));
   set_largest(w.p.all);
@@ -150,23 +154,20 @@ void label_rows(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t* 
 }
 
 template <class T>
-void add_to(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t row, int64_t cluster, double sign) {
-  if (cluster < 0) return;
-  const double weight = q.weight != nullptr ? sign * q.weight[row] : sign;
-  if (weight == 0.0) return;
-  add_row(q.x + row * q.row_stride, z.d, 0, z.d, weight, z.scale, z.top, z.n_words,
-          w.words + cluster * z.n_words * z.d);
-  w.counts[cluster] += sign > 0.0 ? 1 : -1;
-  if (q.weight != nullptr) add_exactly(weight, w.weight_words + cluster * kSumWords);
-  w.stale[cluster] = 1;
-}
-
-template <class T>
 void count_in(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t row, int64_t cluster) {
-  if (w.counted[row] == cluster) return;
-  add_to(q, z, w, row, w.counted[row], -1.0);
-  add_to(q, z, w, row, cluster, 1.0);
+  const int64_t before = w.counted[row];
+  if (before == cluster) return;
   w.counted[row] = cluster;
+  const double weight = q.weight != nullptr ? q.weight[row] : 1.0;
+  if (weight == 0.0) return;
+  move_row(q.x + row * q.row_stride, z.d, 0, z.d, weight, z.scale, z.units, w.words, cluster, before);
+  for (int64_t sign = -1; sign <= 1; sign += 2) {
+    const int64_t changed = sign < 0 ? before : cluster;
+    if (changed < 0) continue;
+    w.counts[changed] += sign;
+    if (q.weight != nullptr) add_exactly(double(sign) * weight, w.weight_words + changed * kSumWords);
+    w.stale[changed] = 1;
+  }
 }
 
 template <class T>
@@ -301,7 +302,7 @@ int lloyd(int dtype, const void* x, int64_t row_stride, const int64_t* offsets, 
           const double* weight, const int64_t* low, const double* scale, int64_t n_words, int64_t max_iter,
           int64_t iterations, const double* tol, int empty, const int64_t* seed, void* workspace, int64_t bytes,
           void* centroids, int64_t* labels, double* inertia, int64_t* n_iter, int64_t* status, int n_threads) {
-  const Sizes z = {d, k, n_words, low, scale, top_unit(n_words), max_iter, iterations, empty};
+  const Sizes z = {d, k, n_words, low, scale, units_of(n_words), max_iter, iterations, empty};
   char* base = static_cast<char*>(workspace);
   if (dtype == DCFAST_FLOAT32) {
     run_all(static_cast<const float*>(x), row_stride, offsets, problems, z, weight, tol, seed, base, bytes,

@@ -1,4 +1,5 @@
-// A row added to the exact sum of a cluster, and a sum rounded to a mean. See fixed.h for the representation.
+// A row added to the exact sum of a cluster or taken from it, and a sum rounded to a mean. See fixed.h for the
+// representation.
 #pragma once
 
 #include <math.h>
@@ -15,38 +16,74 @@ namespace {
 // Adding 1.5 * 2^52 rounds |v| < 2^51 to an integer and leaves it in the low bits of the sum.
 constexpr double kMagic = 6755399441055744.0;
 
-inline Longs as_integers(Doubles shifted) { return (Longs)shifted - (Longs)broadcast(kMagic); }
+constexpr int64_t kMaxWords = 26;  // 2^(40 * 25) is still a double, and spans all data within 2^+-480
 
-// The unit of the top word, in those of the lowest.
-inline double top_unit(int64_t n_words) { return ldexp(1.0, int(kDigit * (n_words - 1))); }
+// The units of the words, in those of the lowest.
+struct Units {
+  int64_t n_words;
+  double unit[kMaxWords], inverse[kMaxWords];
+};
 
-// Add w * (columns [first, last) of the row here) to the words of one cluster.
-template <class T>
-inline __attribute__((always_inline)) void add_row(const T* here, int64_t d, int64_t first, int64_t last, double w,
-                                                   const double* scale, double top, int64_t n_words, int64_t* sum) {
-  typedef T Row __attribute__((vector_size(kDoubles * sizeof(T)), aligned(sizeof(T)), may_alias));
+inline Units units_of(int64_t n_words) {
+  Units u;
+  u.n_words = n_words;
+  for (int64_t word = 0; word < n_words; ++word) {
+    u.unit[word] = ldexp(1.0, int(kDigit * word));
+    u.inverse[word] = 1.0 / u.unit[word];
+  }
+  return u;
+}
+
+// Add w * (kLanes columns of the row here) to the words of the cluster that the row joins, and take them from those of
+// the cluster that it leaves: the digits of -v are those of v, negated. kWords is n_words, or 0 for any number.
+template <int kLanes, int kWords, bool kJoins, bool kLeaves, class T>
+inline __attribute__((always_inline)) void move_lanes(const T* here, int64_t d, double w, const double* scale,
+                                                      const Units& u, int64_t* joined, int64_t* left) {
+  typedef T Row __attribute__((vector_size(kLanes * sizeof(T)), aligned(sizeof(T)), may_alias));
+  typedef double Reals __attribute__((vector_size(kLanes * 8), aligned(8), may_alias));
+  typedef int64_t Digits __attribute__((vector_size(kLanes * 8), aligned(8), may_alias));
+  const Reals magic = Reals{} + kMagic;
+  // RN64(w x), and without rounding where w is 1; the scaling by a power of two is exact.
+  Reals v = __builtin_convertvector(*reinterpret_cast<const Row*>(here), Reals) * w;
+  v *= *reinterpret_cast<const Reals*>(scale);
+  for (int64_t word = (kWords > 0 ? kWords : u.n_words) - 1; word >= 0; --word) {
+    const Reals shifted = v * u.inverse[word] + magic;
+    const Digits digits = (Digits)shifted - (Digits)magic;
+    if (kJoins) *reinterpret_cast<Digits*>(joined + word * d) += digits;
+    if (kLeaves) *reinterpret_cast<Digits*>(left + word * d) -= digits;
+    if (word > 0) v = v - (shifted - magic) * u.unit[word];  // exact: what is left needs no more bits than v had
+  }
+}
+
+template <int kWords, bool kJoins, bool kLeaves, class T>
+void move_columns(const T* here, int64_t d, int64_t first, int64_t last, double w, const double* scale, const Units& u,
+                  int64_t* joined, int64_t* left) {
   int64_t i = first;
   for (; i + kDoubles <= last; i += kDoubles) {
-    // RN64(w x), and without rounding where w is 1 or -1; the scaling by a power of two is exact.
-    Doubles v = __builtin_convertvector(*reinterpret_cast<const Row*>(here + i), Doubles) * w * load(scale + i);
-    double unit = top;
-    for (int64_t word = n_words - 1; word > 0; --word) {
-      Doubles shifted = v * (1.0 / unit) + kMagic;
-      *reinterpret_cast<Longs*>(sum + word * d + i) += as_integers(shifted);
-      v = v - (shifted - kMagic) * unit;  // exact: what is left needs no more bits than v had
-      unit *= 1.0 / double(int64_t(1) << kDigit);
-    }
-    *reinterpret_cast<Longs*>(sum + i) += as_integers(v + kMagic);
+    move_lanes<kDoubles, kWords, kJoins, kLeaves>(here + i, d, w, scale + i, u, joined + i, left + i);
   }
-  for (; i < last; ++i) {
-    double v = (double(here[i]) * w) * scale[i], unit = top;
-    for (int64_t word = n_words - 1; word > 0; --word) {
-      double digit = (v * (1.0 / unit) + kMagic) - kMagic;
-      sum[word * d + i] += int64_t(digit);
-      v = v - digit * unit;
-      unit *= 1.0 / double(int64_t(1) << kDigit);
+  for (; i + 2 <= last; i += 2) {
+    move_lanes<2, kWords, kJoins, kLeaves>(here + i, d, w, scale + i, u, joined + i, left + i);
+  }
+  if (i < last) move_lanes<1, kWords, kJoins, kLeaves>(here + i, d, w, scale + i, u, joined + i, left + i);
+}
+
+// Columns [first, last) of a row from one cluster to another, either of which may be none: -1.
+template <class T>
+inline void move_row(const T* here, int64_t d, int64_t first, int64_t last, double w, const double* scale,
+                     const Units& u, int64_t* words, int64_t to, int64_t from) {
+  int64_t *joined = words + (to < 0 ? 0 : to) * u.n_words * d, *left = words + (from < 0 ? 0 : from) * u.n_words * d;
+  if (u.n_words == 2) {  // float32 without weights, as a rule
+    if (to >= 0 && from >= 0) {
+      move_columns<2, true, true>(here, d, first, last, w, scale, u, joined, left);
+    } else if (to >= 0) {
+      move_columns<2, true, false>(here, d, first, last, w, scale, u, joined, left);
+    } else if (from >= 0) {
+      move_columns<2, false, true>(here, d, first, last, w, scale, u, joined, left);
     }
-    sum[i] += int64_t(v);
+  } else {
+    if (to >= 0) move_columns<0, true, false>(here, d, first, last, w, scale, u, joined, left);
+    if (from >= 0) move_columns<0, false, true>(here, d, first, last, w, scale, u, joined, left);
   }
 }
 
@@ -60,8 +97,6 @@ inline void carry_row(int64_t* sum, int64_t n_words, int64_t d) {
     }
   }
 }
-
-constexpr int64_t kMaxWords = 26;  // 2^(40 * 25) is still a double, and spans all data within 2^+-480
 
 // RN_T(RN64(S) / total) of one cluster.
 template <class T>

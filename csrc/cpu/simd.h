@@ -128,9 +128,26 @@ static inline uint32_t mask_at_most(Floats a, Floats t) {
 #endif
 }
 
-// Reductions over the lanes, by halves down to four.
 typedef float Quad __attribute__((vector_size(16), aligned(4), may_alias));
 
+// Four vectors of four: rows become columns.
+static inline void transpose_quads(Quad v[4]) {
+#if defined(__SSE2__)
+  __m128 a = (__m128)v[0], b = (__m128)v[1], c = (__m128)v[2], d = (__m128)v[3];
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  v[0] = (Quad)a, v[1] = (Quad)b, v[2] = (Quad)c, v[3] = (Quad)d;
+#else
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float other = v[i][j];
+      v[i][j] = v[j][i];
+      v[j][i] = other;
+    }
+  }
+#endif
+}
+
+// Reductions over the lanes, by halves down to four.
 static inline float least(Floats v) {
   Quad quads[kFloats / 4];
   memcpy(quads, &v, sizeof v);
