@@ -124,7 +124,7 @@ inline int64_t wide_scratch(int64_t d, char* base, Scratch* s) {
   return at;
 }
 
-// Sums of d products in kFloats chains and their reduction, with room for the rounding of the operands.
+// Sums of d products in at least kFloats chains and their reduction, with room for the rounding of the operands.
 inline float epsilon_of(int64_t d) { return float(double(d / kFloats + kFloats + 16) * 0x1p-23); }
 
 // Round one row to integers; returns rho_x, or a negative number where float32 cannot hold the row. `square` receives
@@ -135,9 +135,17 @@ float pack_row(const T* x, const Prepared<T>& p, int64_t d, float* t, int16_t* q
   const float scale = float(*p.scale);
   const float epsilon = epsilon_of(d);
   const float root = sqrtf(float(d));
-  Floats squares = {};
+  Floats squares = {}, others = {};  // two chains: a row waits for the latency of its multiply-adds
   int64_t i = 0;
   float tail = 0.0f;
+  for (; i + 2 * kFloats <= d; i += 2 * kFloats) {
+    Floats v = shifted(x + i, p.shift + i, broadcast(scale));
+    Floats w = shifted(x + i + kFloats, p.shift + i + kFloats, broadcast(scale));
+    store(t + i, v);
+    store(t + i + kFloats, w);
+    squares = fmadd(v, v, squares);
+    others = fmadd(w, w, others);
+  }
   for (; i + kFloats <= d; i += kFloats) {
     Floats v = shifted(x + i, p.shift + i, broadcast(scale));
     store(t + i, v);
@@ -147,7 +155,7 @@ float pack_row(const T* x, const Prepared<T>& p, int64_t d, float* t, int16_t* q
     t[i] = shifted_one(x + i, p.shift + i, scale);
     tail += t[i] * t[i];
   }
-  *square = sum(squares) + tail;
+  *square = sum(squares + others) + tail;
   float length = sqrtf(*square) * (1.0f + epsilon) + root * 0x1p-74f;
   if (!(length < kHugeRow)) {
     memset(q, 0, size_t(4 * pairs_of(d)));  // nothing that the tiles compute for this row is used
@@ -156,15 +164,20 @@ float pack_row(const T* x, const Prepared<T>& p, int64_t d, float* t, int16_t* q
   }
   const float target = 32765.0f - 0.5f * root;  // as for the centroids: room for rounding
   const float inv = length / target, per = target / length;
-  Floats rests = {};
+  Floats rests = {}, more = {};
   float tail_rest = 0.0f;
-  for (i = 0; i + kFloats <= d; i += kFloats) {
-    Floats v = load(t + i);
+  const auto round = [=](int64_t at, Floats sum) {
+    Floats v = load(t + at);
     Floats rounded = fmadd(v, broadcast(per), broadcast(kRounder));
     Floats rest = fnmadd(rounded - kRounder, broadcast(inv), v);
-    rests = fmadd(rest, rest, rests);
-    store_int16(q + i, as_integers(rounded));
+    store_int16(q + at, as_integers(rounded));
+    return fmadd(rest, rest, sum);
+  };
+  for (i = 0; i + 2 * kFloats <= d; i += 2 * kFloats) {
+    rests = round(i, rests);
+    more = round(i + kFloats, more);
   }
+  for (; i + kFloats <= d; i += kFloats) rests = round(i, rests);
   for (; i < d; ++i) {
     int rounded = int(rintf(t[i] * per));
     float rest = t[i] - float(rounded) * inv;
@@ -175,7 +188,7 @@ float pack_row(const T* x, const Prepared<T>& p, int64_t d, float* t, int16_t* q
   *norm = length;
   *inverse = inv;
   // Measured, or what rounding can do at most: the measure of a very short row drowns in what may have underflowed.
-  float measured = sqrtf(sum(rests) + tail_rest) * (1.0f + epsilon) + root * 0x1p-74f, most = 0.51f * root * inv;
+  float measured = sqrtf(sum(rests + more) + tail_rest) * (1.0f + epsilon) + root * 0x1p-74f, most = 0.51f * root * inv;
   float residual = measured < most ? measured : most;
   return residual / length * (1.0f + epsilon) + 8.0f * float(kU);  // + the rounding of x~ itself, and of `rest`
 }
