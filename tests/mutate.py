@@ -34,6 +34,7 @@ ASSIGN = "csrc/cpu/assign.cpp"
 PREPARE = "csrc/cpu/assign_prepare.h"
 NARROW = "csrc/cpu/assign_narrow.h"
 WIDE = "csrc/cpu/assign_wide.h"
+BLOCK = "csrc/cpu/assign_block.h"
 ACCUMULATE = "csrc/cpu/accumulate.cpp"
 ROWS = "csrc/cpu/rows.h"
 D64 = "csrc/cpu/d64.h"
@@ -45,14 +46,14 @@ FAULTS = [
     Fault("tie flipped", PREPARE, "index < best->index", "index > best->index", "tests/test_assign.py"),
     Fault(
         "recheck dropped",
-        WIDE,
-        "if (!holds_own && (mask & (mask - 1)) == 0) {",
-        "if (!holds_own) {",
+        BLOCK,
+        "if (count > 1) {",
+        "if (count > 100) {",
         "tests/test_assign.py",
     ),
     Fault(
         "second candidate of a lane forgotten",
-        WIDE,
+        BLOCK,
         "if (mask_at_most(low.second, broadcast(limit)) == 0) {",
         "if (low.second[0] == low.second[0]) {",
         "tests/test_assign.py",
@@ -80,23 +81,44 @@ FAULTS = [
     ),
     Fault(
         "own centroid no candidate",
-        WIDE,
-        "if (!holds_own && (mask & (mask - 1)) == 0) {",
-        "if ((mask & (mask - 1)) == 0) {",
+        BLOCK,
+        "holds_own = holds_own && own.low <= limit;",
+        "holds_own = false;",
         "tests/test_assign.py",
     ),
     Fault(
         "a row whose own centroid left is near",
-        WIDE,
-        "return before < 0x1p100 && now <= before * (1.0 - epsilon);",
-        "return before < 0x1p100 && now >= 0.0;",
+        BLOCK,
+        "double(own.most) <= before * (1.0 - epsilon)",
+        "double(own.most) >= 0.0",
         "tests/test_assign.py",
     ),
     Fault(
-        "row stride ignored",
+        "a step not taken from the bounds",
+        BLOCK,
+        "const float left = bounds[g] - p.drift[g]",
+        "const float left = bounds[g] - 0.0f * p.drift[g]",
+        "tests/test_assign.py -k reassign",
+    ),
+    Fault(
+        "the centroid that a row left not in the bounds",
+        BLOCK,
+        "*own = bound < *own ? bound : *own;",
+        "*own = bound < 0.0f ? bound : *own;",
+        "tests/test_assign.py -k reassign",
+    ),
+    Fault(
+        "bounds kept where there are copies",
         ASSIGN,
-        "assign_block_wide(x + start * row_stride, row_stride,",
-        "assign_block_wide(x + start * d, d,",
+        "p.drift[group] = live == k && most",
+        "p.drift[group] = live >= 0 && most",
+        "tests/test_assign.py -k reassign",
+    ),
+    Fault(
+        "row stride ignored",
+        BLOCK,
+        "return x + at * stride;",
+        "return x + at * d;",
         "tests/test_assign.py",
     ),
     Fault(
@@ -104,9 +126,9 @@ FAULTS = [
     ),
     Fault(
         "row with a NaN labelled",
-        WIDE,
-        "} else if (!finite_row(here, d)) {",
-        "} else if (d < 0) {",
+        BLOCK,
+        "} else if (!finite_row(x, r.d)) {",
+        "} else if (r.d < 0) {",
         "tests/test_assign.py",
     ),
     Fault("denormals flushed", "csrc/cpu/float_env.h", "saved_ & ~0xE040u", "saved_", "tests/test_assign.py"),
@@ -117,7 +139,7 @@ FAULTS = [
         "double acc = 0.0;\n  for (int64_t i = d - 1; i >= 0; --i)",
         "tests/test_assign.py",
     ),
-    Fault("lowest word dropped", ROWS, "sum[i] += int64_t(v);", "", "tests/test_accumulate.py"),
+    Fault("lowest word dropped", ROWS, "if (kJoins) *", "if (kJoins && word > 0) *", "tests/test_accumulate.py"),
     Fault(
         "carry dropped",
         ROWS,
@@ -201,8 +223,8 @@ FAULTS = [
     Fault(
         "a row left in the sum that it moved from",
         LLOYD,
-        "add_to(q, z, w, row, w.counted[row], -1.0);",
-        "",
+        "w.words, cluster, before);",
+        "w.words, cluster, -1);",
         "tests/test_lloyd.py -k 'definition'",
     ),
     Fault(

@@ -5,6 +5,7 @@ import torch
 
 from dcfast import ops
 from dcfast.ops import _native
+from dcfast.ops.assign import group_size
 
 SHAPES = [(1, 1, 1), (5, 3, 2), (100, 7, 33), (257, 64, 100), (300, 300, 50), (97, 513, 17), (13, 1, 40)]
 KINDS = ["normal", "lattice", "holes", "huge", "tiny", "duplicates", "offset", "mixed", "nonfinite"]
@@ -143,42 +144,86 @@ def moved(c, kind, share, generator):
     return new
 
 
+def assert_bounds_hold(bounds, x, c, labels):
+    """No centroid but a row's own is nearer than the bound of its group says."""
+    if not bounds.shape[1]:
+        return
+    distance = torch.cdist(x.double(), c.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    distance[torch.arange(len(x)), labels.clamp(min=0)] = torch.inf
+    group = torch.arange(len(c)) // group_size(len(c))
+    known = labels >= 0  # of others nothing is kept
+    allowed = (distance * (1 + 1e-12)).nan_to_num(nan=torch.inf)[known]
+    assert (bounds[known][:, group].double() <= allowed).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("share", [0, 0.05, 0.4, 0.8, 1])
+@pytest.mark.parametrize("share", [0, 0.05, 0.4, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_reassign_is_assign(cpu_backend, dtype, share, kind):
-    for n, d, k in [(257, 64, 100), (300, 33, 7), (97, 513, 17), (100, 5, 33)]:
+    for n, d, k in [(257, 64, 100), (300, 33, 7), (97, 213, 17), (100, 5, 33), (120, 20, 300)]:
         x, c = make(n, d, k, kind, dtype)
         generator = torch.Generator().manual_seed(n)
-        labels = reference(x, c)
-        for _ in range(3):
-            new = moved(c, kind, share, generator) if share else c.clone()
-            labels = ops.reassign(x, new, c, labels)
+        bounds = ops.lower_bounds(n, d, x.device)
+        labels = reference(x, c) if share == 0.4 else torch.full((n,), -1)
+        for step in range(4):
+            new = moved(c, kind, share, generator) if share and step else c.clone()
+            labels = ops.reassign(x, new, c, labels, bounds)
             assert torch.equal(labels, reference(x, new))
+            assert_bounds_hold(bounds, x, new, labels)
             c = new
 
 
-def test_reassign_on_real_steps(cpu_backend):
+@pytest.mark.parametrize("isa", _native._C.isas)
+@pytest.mark.parametrize(
+    ("d", "k", "dtype"), [(80, 300, torch.float32), (300, 100, torch.float32), (80, 600, torch.float64)]
+)
+def test_reassign_on_real_steps(monkeypatch, isa, d, k, dtype):
     # Means of their members, as k-means moves them: most rows stay, few centroids change at last.
-    x = torch.randn(2000, 40, generator=torch.Generator().manual_seed(0)) + 3 * torch.eye(40)[torch.arange(2000) % 40]
-    c = x[:60].clone()
-    labels = reference(x, c)
-    for _ in range(12):
-        new = ops.means(ops.accumulate(x, labels, 60), c)
-        labels = ops.reassign(x, new, c, labels)
-        assert torch.equal(labels, reference(x, new))
-        c = new
+    monkeypatch.setenv("DCFAST_ISA", isa)
+    n = 2000
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(0)) + 6 * torch.eye(d)[torch.arange(n) % d]
+    x = x.to(dtype)
+    c = previous = x[:k].clone()
+    labels, bounds = torch.full((n,), -1), ops.lower_bounds(n, d, x.device)
+    with ops.backend("native"):
+        for _ in range(8):
+            labels = ops.reassign(x, c, previous, labels, bounds)
+            assert torch.equal(labels, ops.assign(x, c))
+            assert_bounds_hold(bounds, x, c, labels)
+            previous, c = c, ops.means(ops.accumulate(x, labels, k), c)
+    assert torch.equal(labels, reference(x, previous))
+    assert (bounds[-100:] > 0).any(), "of rows outside the sample nothing was learnt"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_reassign_knows_nothing_of_groups_with_copies(dtype):
+    # Centroids that fall together and part again: a group's bound must not outlive what it was made from.
+    x, c = make(400, 64, 100, "normal", dtype)
+    together = c.clone()
+    together[40:60] = c[:20]
+    labels, bounds = torch.full((400,), -1), ops.lower_bounds(400, 64, x.device)
+    previous = c
+    with ops.backend("native"):
+        for now in (c, together, together, c, x[:100], together, x[100:200]):
+            labels = ops.reassign(x, now, previous, labels, bounds)
+            assert torch.equal(labels, reference(x, now))
+            assert_bounds_hold(bounds, x, now, labels)
+            previous = now
 
 
 def test_reassign_checks_its_arguments():
-    x, c = make(20, 5, 4, "normal", torch.float32)
+    x, c = make(20, 25, 4, "normal", torch.float32)
+    labels, bounds = torch.zeros(20, dtype=torch.int64), ops.lower_bounds(20, 25, x.device)
     with pytest.raises(ValueError, match="previous is torch"):
-        ops.reassign(x, c, c.double(), torch.zeros(20, dtype=torch.int64))
+        ops.reassign(x, c, c.double(), labels, bounds)
     with pytest.raises(ValueError, match="labels"):
-        ops.reassign(x, c, c, torch.zeros(19, dtype=torch.int64))
+        ops.reassign(x, c, c, labels[1:], bounds)
     with pytest.raises(ValueError, match="one problem"):
-        ops.reassign(x[None], c[None], c[None], torch.zeros(1, 20, dtype=torch.int64))
-    torch.library.opcheck(torch.ops.dcfast.reassign.default, (x, c, c + 1, reference(x, c)))
+        ops.reassign(x[None], c[None], c[None], labels[None], bounds)
+    for wrong in (bounds[1:], bounds.double(), bounds[:, 1:], torch.zeros(20, 0)):
+        with pytest.raises(ValueError, match="bounds is torch"):
+            ops.reassign(x, c, c, labels, wrong)
+    torch.library.opcheck(torch.ops.dcfast.reassign.default, (x, c, c + 1, reference(x, c), bounds))
 
 
 def test_empty_inputs(cpu_backend):

@@ -1,14 +1,14 @@
 // Labels of the nearest centroids: a pass whose error is bounded per score, and a recheck in double of the rows that
 // the bound cannot decide. See dcfast/ops/assign/__init__.py for the definition of a label, assign_prepare.h for the
-// bound, assign_narrow.h and assign_wide.h for the two passes.
+// bound, assign_narrow.h and assign_wide.h for the two passes, assign_block.h for what the wide one leaves out.
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "assign_block.h"
 #include "assign_narrow.h"
 #include "assign_prepare.h"
-#include "assign_wide.h"
 
 namespace dcfast {
 namespace DCFAST_ISA {
@@ -16,7 +16,7 @@ namespace {
 
 // m: any common vector is valid; the mean of the centroids makes the norms, and with them the bounds, small.
 template <class T>
-void find_shift(const T* c, int64_t live, int64_t d, const Prepared<T>& p, int n_threads) {
+void find_shift(const T* c, int64_t live, int64_t d, const int64_t* distinct, const Prepared<T>& p, int n_threads) {
   constexpr int64_t kColumns = 64;
 #pragma omp parallel num_threads(n_threads)
   {
@@ -26,7 +26,7 @@ void find_shift(const T* c, int64_t live, int64_t d, const Prepared<T>& p, int n
       const int64_t count = d - first < kColumns ? d - first : kColumns;
       double mean[kColumns] = {};
       for (int64_t j = 0; j < live; ++j) {
-        const T* row = c + p.all.index[j] * d + first;
+        const T* row = c + distinct[j] * d + first;
         for (int64_t i = 0; i < count; ++i) mean[i] += double(row[i]) / double(live);
       }
       for (int64_t i = 0; i < count; ++i) p.shift[first + i] = fabs(mean[i]) <= 1e300 ? T(mean[i]) : T(0);
@@ -35,47 +35,85 @@ void find_shift(const T* c, int64_t live, int64_t d, const Prepared<T>& p, int n
 }
 
 template <class T>
-void find_scale(const T* c, int64_t live, int64_t d, const Prepared<T>& p, int n_threads) {
+void find_scale(const T* c, int64_t live, int64_t d, const int64_t* distinct, const Prepared<T>& p, int n_threads) {
   double largest = 0.0;
 #pragma omp parallel num_threads(n_threads) reduction(max : largest)
   {
     IeeeMode ieee;
 #pragma omp for schedule(static)
-    for (int64_t j = 0; j < live; ++j) largest = fmax(largest, largest_of(c + p.all.index[j] * d, d, 1, d, p.shift));
+    for (int64_t j = 0; j < live; ++j) largest = fmax(largest, largest_of(c + distinct[j] * d, d, 1, d, p.shift));
   }
   set_scale(largest, d, p);
 }
 
-// The changed centroids, unless they are so many that sorting the rows out costs more than it saves.
+// Every position of the wide pass: live centroids in their groups, padding after them.
 template <class T>
-void find_changed(const T* c, const T* previous, int64_t k, int64_t d, const Prepared<T>& p, int n_threads) {
+void pack_all(const T* c, int64_t live, int64_t d, const Prepared<T>& p, int n_threads) {
+  const Groups& g = p.groups;
+  for (int64_t panel = 0; panel < g.panels; ++panel) {
+    const int64_t first = panel % g.stride * kPanel, group = panel / g.stride;
+    const int64_t in_group = live - group * g.size < g.size ? live - group * g.size : g.size;
+    const int64_t left = in_group - first;
+    p.used[panel] = int32_t(left < 0 ? 0 : left < kPanel ? left : kPanel);
+  }
 #pragma omp parallel num_threads(n_threads)
   {
     IeeeMode ieee;
 #pragma omp for schedule(static)
-    for (int64_t j = 0; j < k; ++j) p.differs[j] = !equal_rows(c + j * d, previous + j * d, d);
-  }
-  const int64_t live = *p.all.live;
-  int64_t count = 0;
-  for (int64_t at = 0; at < live; ++at) {
-    if (p.differs[p.all.index[at]]) p.position[count++] = at;
-  }
-  if (count > live - live / 8) {
-    *p.changed.live = -1;
-    return;
-  }
-  *p.changed.live = count;
-#pragma omp parallel num_threads(n_threads)
-  {
-    IeeeMode ieee;
-#pragma omp for schedule(static)
-    for (int64_t at = 0; at < panels_of(count) * kPanel; ++at) {
-      if (at < count) {
-        copy_position(p.all, p.position[at], p.changed, at, d);
-      } else {
-        pack_padding(p.changed, at, d);
+    for (int64_t panel = 0; panel < g.panels; ++panel) {
+      const int64_t first = panel / g.stride * g.size + panel % g.stride * kPanel;
+      for (int64_t lane = 0; lane < kPanel; ++lane) {
+        const int64_t at = panel * kPanel + lane;
+        if (lane < p.used[panel]) {
+          pack_wide(c, p.distinct[first + lane], d, p, at);
+        } else {
+          pack_padding(p.all, at, d);
+        }
       }
     }
+  }
+}
+
+// What the centroids' step changes: copies of those that differ, and how far those of a group moved at most.
+template <class T>
+void find_changed(const T* c, const T* previous, int64_t k, int64_t d, const Prepared<T>& p, int n_threads) {
+  const Groups& g = p.groups;
+  const int64_t live = *p.all.live;
+  const double scale = *p.scale, epsilon = double(epsilon_of(d));
+  memset(p.drift, 0, sizeof(float) * kMaxGroups);
+#pragma omp parallel num_threads(n_threads)
+  {
+    IeeeMode ieee;
+#pragma omp for schedule(static)
+    for (int64_t group = 0; group < g.count; ++group) {
+      double most = 0.0;
+      for (int64_t j = group * g.size; j < k && j < (group + 1) * g.size; ++j) {
+        p.differs[j] = !equal_rows(c + j * d, previous + j * d, d);
+        if (!p.differs[j]) continue;
+        const double square = square_between(c + j * d, previous + j * d, d, float(scale));
+        most = fmax(most, sqrt(square * (1.0 + epsilon) + 0x1p-100) / scale);
+      }
+      p.drift[group] = live == k && most < 0x1p120 ? round_up(most) : INFINITY;
+    }
+#pragma omp for schedule(static)
+    for (int64_t group = 0; group < g.count; ++group) {
+      int64_t count = 0;
+      const int64_t base = (g.panels + group * g.stride) * kPanel;
+      for (int64_t j = group * g.size; j < live && j < (group + 1) * g.size; ++j) {
+        if (p.differs[p.distinct[j]]) copy_position(p.all, g.position(j), base + count++, d);
+      }
+      for (int64_t panel = 0; panel < g.stride; ++panel) {
+        const int64_t left = count - panel * kPanel;
+        p.used[g.panels + group * g.stride + panel] = int32_t(left < 0 ? 0 : left < kPanel ? left : kPanel);
+      }
+      for (; count % kPanel != 0; ++count) pack_padding(p.all, base + count, d);
+    }
+  }
+  p.fresh[0] = p.fresh[1] = 0;
+  for (int64_t group = 0; group < g.count; ++group) {
+    const int32_t* used = p.used + g.panels + group * g.stride;
+    p.fresh[0] |= uint32_t(used[0] > 0) << group;
+    p.fresh[1] |= uint32_t(used[g.stride - 1] == 0) << group;
   }
 }
 
@@ -90,66 +128,60 @@ void prepare(const T* c, int64_t k, int64_t d, const T* previous, char* workspac
 #pragma omp for schedule(static)
     for (int64_t j = 0; j < k; ++j) p.hash[j] = hash_row(c + j * d, d);
   }
-  const int64_t live = *p.all.live = find_distinct(c, k, d, p);
-  find_shift(c, live, d, p, n_threads);
-  find_scale(c, live, d, p, n_threads);
-#pragma omp parallel num_threads(n_threads)
-  {
-    IeeeMode own;
-#pragma omp for schedule(static)
-    for (int64_t at = 0; at < (d <= kNarrow ? whole_tiles(live) : panels_of(k) * kPanel); ++at) {
-      if (d <= kNarrow) {
-        pack_narrow(c, d, p, at);
-      } else if (at < live) {
-        pack_wide(c + p.all.index[at] * d, d, p, at);
-      } else {
-        pack_padding(p.all, at, d);
-      }
-    }
+  int64_t* distinct = d <= kNarrow ? p.all.index : p.distinct;
+  const int64_t live = *p.all.live = find_distinct(c, k, d, p, distinct);
+  find_shift(c, live, d, distinct, p, n_threads);
+  find_scale(c, live, d, distinct, p, n_threads);
+  if (d > kNarrow) {
+    pack_all(c, live, d, p, n_threads);
+    if (previous != nullptr) find_changed(c, previous, k, d, p, n_threads);
+    return;
   }
+  for (int64_t at = 0; at < whole_tiles(live); ++at) pack_narrow(c, d, p, at);
   set_largest(p.all);
-  if (previous != nullptr && d > kNarrow) find_changed(c, previous, k, d, p, n_threads);
 }
 
 template <class T>
-void assign_all(const T* x, int64_t row_stride, int64_t n, int64_t d, const T* centroids, int64_t k, const T* previous,
-                char* workspace, char* scratch, const int64_t* before, int64_t* labels, int64_t* counts,
-                int n_threads) {
+void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* counts, int n_threads) {
+  IeeeMode ieee;
+  const bool narrow = r.d <= kNarrow;
   Prepared<T> p;
-  layout(k, d, d <= kNarrow, previous != nullptr, workspace, &p);
+  layout(r.k, r.d, narrow, r.previous != nullptr, workspace, &p);
   if (*p.all.live == 0) {
-    for (int64_t row = 0; row < n; ++row) labels[row] = -1;
+    for (int64_t row = 0; row < r.n; ++row) r.labels[row] = -1;
     return;
   }
-  const int64_t rows = d <= kNarrow ? kNarrowBlock : block_rows(d), blocks = (n + rows - 1) / rows;
+  int64_t rows = narrow ? kNarrowBlock : block_rows(r.d);
+  if (r.previous != nullptr) {
+    // Rows that need a scan are gathered from several blocks, as long as every thread has its share.
+    const int64_t share = r.n / (4 * n_threads);
+    rows *= share < 2 * rows ? 1 : share < kBlocks * rows ? share / rows : kBlocks;
+  }
+  const int64_t blocks = (r.n + rows - 1) / rows;
+  const bool bounded = r.previous != nullptr && bounds_pay(r, p, rows);
   int64_t rechecked = 0, rescanned = 0;
 #pragma omp parallel num_threads(n_threads) reduction(+ : rechecked, rescanned)
   {
-    IeeeMode ieee;
+    IeeeMode own_mode;
     Scratch wide = {};
-    NarrowScratch narrow = {};
+    NarrowScratch slim = {};
     const int thread = omp_get_thread_num();
-    if (d <= kNarrow) {
-      narrow_scratch(d, scratch + thread * narrow_scratch(d, nullptr, &narrow), &narrow);
+    if (narrow) {
+      narrow_scratch(r.d, scratch + thread * narrow_scratch(r.d, nullptr, &slim), &slim);
     } else {
-      wide_scratch(d, scratch + thread * wide_scratch(d, nullptr, &wide), &wide);
+      wide_scratch(r.d, scratch + thread * wide_scratch(r.d, nullptr, &wide), &wide);
     }
     int64_t own[2] = {};
 #pragma omp for schedule(dynamic)
     for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t start = block * rows, count = n - start < rows ? n - start : rows;
-      if (d <= kNarrow) {
-        transpose(x + start * row_stride, row_stride, count, d, p, narrow);
-        assign_columns(x + start * row_stride, row_stride, count, d, centroids, p, narrow, labels + start, own);
+      const int64_t start = block * rows, stop = r.n - start < rows ? r.n : start + rows;
+      if (narrow) {
+        transpose(r.row(start), r.stride, stop - start, r.d, p, slim);
+        assign_columns(r.row(start), r.stride, stop - start, r.d, r.centroids, p, slim, r.labels + start, own);
+      } else if (bounded || (r.previous != nullptr && block % kSample == 0)) {
+        reassign_block(r, p, wide, start, stop, own);
       } else {
-        // The next block of this thread, if the threads keep in step; rows with gaps between them are left alone.
-        const int64_t later = (block + n_threads) * rows;
-        const T* next = row_stride == d && later < n ? x + later * d : x;
-        const Ahead ahead = {
-            reinterpret_cast<const char*>(next),
-            reinterpret_cast<const char*>(next + (next == x ? 0 : (n - later < rows ? n - later : rows) * d))};
-        assign_block_wide(x + start * row_stride, row_stride, count, d, centroids, previous, p, wide,
-                          before == nullptr ? nullptr : before + start, labels + start, own, ahead);
+        assign_block(r, p, wide, start, stop, n_threads, own);
       }
     }
     rechecked += own[0];
@@ -197,16 +229,20 @@ int assign_scratch(int dtype, int64_t d, int64_t* bytes) {
 }
 
 int assign(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, const void* centroids, int64_t k,
-           const void* previous, const void* workspace, void* scratch, const int64_t* before, int64_t* labels,
-           int64_t* counts, int n_threads) {
+           const void* previous, const void* workspace, void* scratch, const int64_t* before, float* bounds,
+           int64_t* labels, int64_t* counts, int n_threads) {
   char* base = static_cast<char*>(const_cast<void*>(workspace));
   char* own = static_cast<char*>(scratch);
   if (dtype == DCFAST_FLOAT32) {
-    assign_all(static_cast<const float*>(x), row_stride, n, d, static_cast<const float*>(centroids), k,
-               static_cast<const float*>(previous), base, own, before, labels, counts, n_threads);
+    const Rows<float> rows = {
+        static_cast<const float*>(x),        row_stride, n,      d,     static_cast<const float*>(centroids), k,
+        static_cast<const float*>(previous), before,     bounds, labels};
+    assign_all(rows, base, own, counts, n_threads);
   } else if (dtype == DCFAST_FLOAT64) {
-    assign_all(static_cast<const double*>(x), row_stride, n, d, static_cast<const double*>(centroids), k,
-               static_cast<const double*>(previous), base, own, before, labels, counts, n_threads);
+    const Rows<double> rows = {
+        static_cast<const double*>(x),        row_stride, n,      d,     static_cast<const double*>(centroids), k,
+        static_cast<const double*>(previous), before,     bounds, labels};
+    assign_all(rows, base, own, counts, n_threads);
   } else {
     return DCFAST_INVALID_DTYPE;
   }

@@ -36,6 +36,17 @@ constexpr float kHugeRow = 0x1p50f;  // rows that far out are rechecked: their s
 // (assign_wide.h), whose cost per score outside the product is twice as high and per element half.
 constexpr int64_t kNarrow = 16;
 
+// The wide pass keeps, per row and group of centroids, how near one of them can be: kMaxGroups floats a row, so that
+// the memory that a fit takes stays below 64 bytes a row. A group is a run of indices, whole panels of AVX2 long. Of
+// many centroids larger groups would hardly ever be far as a whole: they are one group, which costs least to look at.
+constexpr int64_t kMaxGroups = 8, kGroupStep = 16, kMaxGrouped = 512;
+
+inline int64_t group_size(int64_t k) {
+  const int64_t share = k <= kMaxGrouped ? kMaxGroups * kGroupStep : kGroupStep;
+  return (k + share - 1) / share * kGroupStep;
+}
+inline int64_t groups_of(int64_t k) { return (k + group_size(k) - 1) / group_size(k); }
+
 inline int64_t align64(int64_t bytes) { return (bytes + 63) & ~int64_t(63); }
 inline int64_t panels_of(int64_t k) { return (k + kPanel - 1) / kPanel; }
 inline int64_t pairs_of(int64_t d) { return (d + 1) / 2; }
@@ -47,29 +58,45 @@ inline float round_down(double v) { return -round_up(-v); }
 // Centroids as a pass reads them; position p holds the centroid index[p]. Views into the workspace.
 template <class T>
 struct Packed {
-  int64_t* live;   // [1] positions in use
+  int64_t* live;   // [1] distinct finite centroids
   float* largest;  // [3] of a, b and norm
-  int64_t* index;  // [panels * kPanel] -1 in the padding
-  float* h;        // [panels * kPanel] |c~|^2/2 - a, rounded down; +inf in the padding
-  float* a;        // [panels * kPanel] rounded up
-  float* b;        // [panels * kPanel] rounded up; the wide pass adds the part that depends on the rows
-  float* norm;     // [panels * kPanel] |c~| rounded up
-  float* unit;     // [panels * kPanel] wide: c' = unit * its integers
+  int64_t* index;  // [positions] -1 in the padding
+  float* h;        // [positions] |c~|^2/2 - a, rounded down; +inf in the padding
+  float* a;        // [positions] rounded up
+  float* b;        // [positions] rounded up; the wide pass adds the part that depends on the rows
+  float* norm;     // [positions] |c~| rounded up
+  float* unit;     // [positions] wide: c' = unit * its integers
   void* operands;  // narrow: float32 [tiles][d][kShare]; wide: int16 [panels][pairs][kPanel][2]
   T* columns;      // wide: [panels][d][kPanel] the centroids themselves, for the recheck
 };
 
+// The panels of the wide pass: every group begins a new one. With `previous`, as many panels follow for the centroids
+// that changed, group by group as well, without columns.
+struct Groups {
+  int64_t size, count;     // centroids per group; groups
+  int64_t stride, panels;  // panels per group, and of all groups
+  int64_t position(int64_t at) const { return at / size * stride * kPanel + at % size; }
+};
+
+inline Groups grouped(int64_t k) {
+  const int64_t size = group_size(k), count = groups_of(k), stride = (size + kPanel - 1) / kPanel;
+  return Groups{size, count, stride, count * stride};
+}
+
 template <class T>
 struct Prepared {
+  Groups groups;      // wide
   double* scale;      // [1]
   double* slack;      // [1]
   T* shift;           // [d] m
   Packed<T> all;      // distinct finite centroids, in the order of their index
-  Packed<T> changed;  // those of them that differ from `previous`; live is -1 where telling them apart does not pay
+  int32_t* used;      // [panels, and again for the changed] positions in use
+  uint32_t* fresh;    // [2] bit g: some centroids of the group changed; fewer panels of them than it has
+  float* drift;       // [kMaxGroups] at least how far a centroid of the group moved; in the data's units
   uint8_t* differs;   // [k] whether a centroid differs from `previous`
   uint64_t* hash;     // [k] used while preparing, as are the next two
   int32_t* slots;     // [hash size]
-  int64_t* position;  // [panels * kPanel]
+  int64_t* distinct;  // [k] the index of the live ones, in order
 };
 
 inline int64_t hash_size(int64_t k) {
@@ -85,34 +112,32 @@ P* take(char* base, int64_t* at, int64_t count) {
   return reinterpret_cast<P*>(here);
 }
 
-template <class T>
-void layout_packed(int64_t k, int64_t d, bool narrow, char* base, int64_t* at, Packed<T>* p) {
-  const int64_t padded = panels_of(k) * kPanel;
-  p->live = take<int64_t>(base, at, 1);
-  p->largest = take<float>(base, at, 3);
-  p->index = take<int64_t>(base, at, padded);
-  p->h = take<float>(base, at, padded);
-  p->a = take<float>(base, at, padded);
-  p->b = take<float>(base, at, padded);
-  p->norm = take<float>(base, at, padded);
-  p->unit = take<float>(base, at, padded);
-  p->operands = take<float>(base, at, padded * (narrow ? d : pairs_of(d)));
-  p->columns = take<T>(base, at, narrow ? 0 : padded * d);
-}
-
-// Bytes of the workspace for the narrow or the wide pass; `changed` has room only where the latter may be asked for it.
+// Bytes of the workspace for the narrow or the wide pass; for the latter with room for changed centroids or not.
 template <class T>
 int64_t layout(int64_t k, int64_t d, bool narrow, bool with_previous, char* base, Prepared<T>* p) {
   int64_t at = 0;
+  p->groups = grouped(k);
+  const int64_t panels = narrow ? panels_of(k) : p->groups.panels * (with_previous ? 2 : 1);
   p->scale = take<double>(base, &at, 1);
   p->slack = take<double>(base, &at, 1);
   p->shift = take<T>(base, &at, d);
-  layout_packed(k, d, narrow, base, &at, &p->all);
-  layout_packed(with_previous && !narrow ? k : 0, d, narrow, base, &at, &p->changed);
+  p->all.live = take<int64_t>(base, &at, 1);
+  p->all.largest = take<float>(base, &at, 3);
+  p->all.index = take<int64_t>(base, &at, panels * kPanel);
+  p->all.h = take<float>(base, &at, panels * kPanel);
+  p->all.a = take<float>(base, &at, panels * kPanel);
+  p->all.b = take<float>(base, &at, panels * kPanel);
+  p->all.norm = take<float>(base, &at, panels * kPanel);
+  p->all.unit = take<float>(base, &at, panels * kPanel);
+  p->all.operands = take<float>(base, &at, panels * kPanel * (narrow ? d : pairs_of(d)));
+  p->all.columns = take<T>(base, &at, narrow ? 0 : p->groups.panels * kPanel * d);
+  p->used = take<int32_t>(base, &at, narrow ? 0 : panels);
+  p->fresh = take<uint32_t>(base, &at, 2);
+  p->drift = take<float>(base, &at, kMaxGroups);
   p->differs = take<uint8_t>(base, &at, k);
   p->hash = take<uint64_t>(base, &at, k);
   p->slots = take<int32_t>(base, &at, hash_size(k));
-  p->position = take<int64_t>(base, &at, panels_of(k) * kPanel);
+  p->distinct = take<int64_t>(base, &at, k);
   return at;
 }
 
@@ -194,7 +219,7 @@ uint64_t hash_row(const T* row, int64_t d) {
 
 // The distinct finite centroids, the lowest index of equal ones.
 template <class T>
-int64_t find_distinct(const T* c, int64_t k, int64_t d, const Prepared<T>& p) {
+int64_t find_distinct(const T* c, int64_t k, int64_t d, const Prepared<T>& p, int64_t* distinct) {
   const int64_t size = hash_size(k);
   int64_t live = 0;
   memset(p.slots, 0xFF, size_t(4 * size));
@@ -203,13 +228,13 @@ int64_t find_distinct(const T* c, int64_t k, int64_t d, const Prepared<T>& p) {
     uint64_t slot = p.hash[j] & uint64_t(size - 1);
     bool seen = false;
     while (p.slots[slot] >= 0 && !seen) {
-      int64_t other = p.all.index[p.slots[slot]];
+      int64_t other = distinct[p.slots[slot]];
       seen = p.hash[other] == p.hash[j] && equal_rows(c + other * d, c + j * d, d);
       slot = (slot + 1) & uint64_t(size - 1);
     }
     if (seen) continue;
     p.slots[slot] = int32_t(live);
-    p.all.index[live++] = j;
+    distinct[live++] = j;
   }
   return live;
 }
@@ -219,8 +244,6 @@ void pack_padding(const Packed<T>& p, int64_t at, int64_t d) {
   p.index[at] = -1;
   p.h[at] = INFINITY;
   p.a[at] = p.b[at] = p.norm[at] = p.unit[at] = 0.0f;
-  T* column = p.columns + (at / kPanel) * d * kPanel + at % kPanel;
-  for (int64_t i = 0; i < d; ++i) column[i * kPanel] = T(0);
   int32_t* pair = static_cast<int32_t*>(p.operands) + (at / kPanel) * pairs_of(d) * kPanel + at % kPanel;
   for (int64_t i = 0; i < pairs_of(d); ++i) pair[i * kPanel] = 0;
 }
@@ -238,20 +261,17 @@ void set_largest(const Packed<T>& p) {
 }
 
 template <class T>
-void copy_position(const Packed<T>& from, int64_t f, const Packed<T>& to, int64_t t, int64_t d) {
-  to.index[t] = from.index[f];
-  to.h[t] = from.h[f];
-  to.a[t] = from.a[f];
-  to.b[t] = from.b[f];
-  to.norm[t] = from.norm[f];
-  to.unit[t] = from.unit[f];
-  const T* column = from.columns + (f / kPanel) * d * kPanel + f % kPanel;
-  T* new_column = to.columns + (t / kPanel) * d * kPanel + t % kPanel;
-  for (int64_t i = 0; i < d; ++i) new_column[i * kPanel] = column[i * kPanel];
+void copy_position(const Packed<T>& p, int64_t from, int64_t to, int64_t d) {
+  p.index[to] = p.index[from];
+  p.h[to] = p.h[from];
+  p.a[to] = p.a[from];
+  p.b[to] = p.b[from];
+  p.norm[to] = p.norm[from];
+  p.unit[to] = p.unit[from];
   const int64_t pairs = pairs_of(d);
-  const int32_t* pair = static_cast<int32_t*>(from.operands) + (f / kPanel) * pairs * kPanel + f % kPanel;
-  int32_t* new_pair = static_cast<int32_t*>(to.operands) + (t / kPanel) * pairs * kPanel + t % kPanel;
-  for (int64_t i = 0; i < pairs; ++i) new_pair[i * kPanel] = pair[i * kPanel];
+  const int32_t* pair = static_cast<int32_t*>(p.operands) + (from / kPanel) * pairs * kPanel + from % kPanel;
+  int32_t* copy = static_cast<int32_t*>(p.operands) + (to / kPanel) * pairs * kPanel + to % kPanel;
+  for (int64_t i = 0; i < pairs; ++i) copy[i * kPanel] = pair[i * kPanel];
 }
 
 // D64 from x to the kPanel centroids of one panel of columns, a lane each.

@@ -15,11 +15,6 @@
 //
 // Tile: 2 vectors of centroids by kRows rows of accumulators. One panel of centroids (16 KiB at d = 256 on AVX-512)
 // stays in L1 while a block of rows, at most kBlockBytes and in L2, passes by.
-//
-// Where the labels for other centroids (`previous`) are known, most rows need fewer scores. A centroid that did not
-// change cannot beat a row's own one if that did not move away from the row: only those that changed can. Own and
-// changed are then all candidates; both distances to the own centroid are taken in the data's precision with an error
-// of at most epsilon.
 #pragma once
 
 #include "assign_prepare.h"
@@ -35,11 +30,13 @@ constexpr int kRows = 4;
 #endif
 constexpr int64_t kBlockBytes = 128 * 1024;  // packed rows of one block: a quarter of a 512 KiB L2
 constexpr int64_t kMaxBlockRows = 96;
-constexpr float kLargest = 0x1p127f;  // a bound that is known but says nothing
 
+// Centroid j of c at position `at`.
 template <class T>
-void pack_wide(const T* row, int64_t d, const Prepared<T>& prepared, int64_t at) {
+void pack_wide(const T* c, int64_t j, int64_t d, const Prepared<T>& prepared, int64_t at) {
+  const T* row = c + j * d;
   const Packed<T>& p = prepared.all;
+  p.index[at] = j;
   const double scale = *prepared.scale;
   const T* shift = prepared.shift;
   T* column = p.columns + (at / kPanel) * d * kPanel + at % kPanel;
@@ -89,115 +86,186 @@ struct Lowest {
   Ints vector;
 };
 
-struct Scratch {
-  int16_t* rows;    // [block][2 pairs] q
-  float* norms;     // [block] |x~| rounded up
-  float* inverses;  // [block] x' = inverse * q
-  Lowest* low;      // [block]
-  float* own;       // [block] at most this is the score of the row's own centroid; +inf where that is unknown
-  float* limit;     // [block] T of the rows that are scanned again
-  int64_t* order;   // [block] rows in the order in which they are packed
-  int64_t* open;    // [block] which rows are scanned again
-  Nearest* best;    // [block]
-  float* shifted;   // [d] x~ of the row at hand
+// For one row, the lowest bound in every group; in that of its own centroid the second lowest too, and the position of
+// the lowest.
+struct InGroups {
+  float first[kMaxGroups], second;
+  int64_t position;
 };
 
-// Room for the near and the far rows of a block, each a whole number of tiles.
+// What is known of a row's own centroid: bounds of |x~ - c~|^2, of the score, and whether it surely did not
+// move away from the row.
+struct Own {
+  float most, least;  // infinite and 0 where the row has no label yet
+  float high, low;
+  int32_t group;  // of the centroid, or -1
+  bool stayed;
+};
+constexpr Own kUnknown = {INFINITY, 0.0f, INFINITY, -INFINITY, -1, false};
+
+// Bit g: the row is compared with all centroids of group g, or with those that changed.
+struct Needs {
+  uint8_t whole, changed;
+};
+
+// A thread's share: packed rows in slots, the last of them of zeros, to fill up tiles.
+struct Scratch {
+  int16_t* rows;         // [slots][2 pairs] q
+  float* norms;          // [slots] |x~| rounded up
+  float* inverses;       // [slots] x' = inverse * q
+  float* squares;        // [slots] |x~|^2 up to epsilon
+  float* limit;          // [slots] T of the rows that are scanned again
+  int64_t* row;          // [slots] which row it is
+  Nearest* best;         // [slots]
+  Own* own;              // [slots]
+  Needs* needs;          // [slots]
+  InGroups* in_groups;   // [slots]
+  Lowest* low;           // [slots]
+  Lowest* low_in_group;  // [slots]
+  int32_t* list;         // [slots] those that a scan compares
+};
+
 inline int64_t block_rows(int64_t d) {
   int64_t rows = kBlockBytes / (4 * pairs_of(d)) / kRows * kRows;
   return rows < kRows ? kRows : rows > kMaxBlockRows ? kMaxBlockRows : rows;
 }
 
 inline int64_t wide_scratch(int64_t d, char* base, Scratch* s) {
-  const int64_t rows = block_rows(d) + kRows;
+  const int64_t slots = block_rows(d) + 1;
   int64_t at = 0;
-  s->rows = take<int16_t>(base, &at, rows * 2 * pairs_of(d));
-  s->norms = take<float>(base, &at, rows);
-  s->inverses = take<float>(base, &at, rows);
-  s->low = take<Lowest>(base, &at, rows);
-  s->own = take<float>(base, &at, rows);
-  s->limit = take<float>(base, &at, rows);
-  s->order = take<int64_t>(base, &at, rows);
-  s->open = take<int64_t>(base, &at, rows);
-  s->best = take<Nearest>(base, &at, rows);
-  s->shifted = take<float>(base, &at, d);
+  s->rows = take<int16_t>(base, &at, slots * 2 * pairs_of(d));
+  s->norms = take<float>(base, &at, slots);
+  s->inverses = take<float>(base, &at, slots);
+  s->squares = take<float>(base, &at, slots);
+  s->limit = take<float>(base, &at, slots);
+  s->row = take<int64_t>(base, &at, slots);
+  s->best = take<Nearest>(base, &at, slots);
+  s->own = take<Own>(base, &at, slots);
+  s->needs = take<Needs>(base, &at, slots);
+  s->in_groups = take<InGroups>(base, &at, slots);
+  s->low = take<Lowest>(base, &at, slots);
+  s->low_in_group = take<Lowest>(base, &at, slots);
+  s->list = take<int32_t>(base, &at, slots);
+  if (base != nullptr) {
+    memset(s->rows + (slots - 1) * 2 * pairs_of(d), 0, size_t(4 * pairs_of(d)));
+    s->norms[slots - 1] = s->inverses[slots - 1] = 0.0f;
+  }
   return at;
 }
 
 // Sums of d products in at least kFloats chains and their reduction, with room for the rounding of the operands.
 inline float epsilon_of(int64_t d) { return float(double(d / kFloats + kFloats + 16) * 0x1p-23); }
 
-// Round one row to integers; returns rho_x, or a negative number where float32 cannot hold the row. `square` receives
-// |x~|^2 up to epsilon.
-template <class T>
-float pack_row(const T* x, const Prepared<T>& p, int64_t d, float* t, int16_t* q, float* norm, float* inverse,
-               float* square) {
-  const float scale = float(*p.scale);
-  const float epsilon = epsilon_of(d);
-  const float root = sqrtf(float(d));
-  Floats squares = {}, others = {};  // two chains: a row waits for the latency of its multiply-adds
-  int64_t i = 0;
+// Squares of (x - c) * scale, up to epsilon, in the precision of T.
+inline double square_between(const float* x, const float* c, int64_t d, float scale) {
+  Floats squares = {}, others = {};
   float tail = 0.0f;
+  int64_t i = 0;
   for (; i + 2 * kFloats <= d; i += 2 * kFloats) {
-    Floats v = shifted(x + i, p.shift + i, broadcast(scale));
-    Floats w = shifted(x + i + kFloats, p.shift + i + kFloats, broadcast(scale));
-    store(t + i, v);
-    store(t + i + kFloats, w);
+    const Floats v = (load(x + i) - load(c + i)) * scale, w = (load(x + i + kFloats) - load(c + i + kFloats)) * scale;
     squares = fmadd(v, v, squares);
     others = fmadd(w, w, others);
   }
   for (; i + kFloats <= d; i += kFloats) {
-    Floats v = shifted(x + i, p.shift + i, broadcast(scale));
-    store(t + i, v);
+    const Floats v = (load(x + i) - load(c + i)) * scale;
     squares = fmadd(v, v, squares);
   }
   for (; i < d; ++i) {
-    t[i] = shifted_one(x + i, p.shift + i, scale);
-    tail += t[i] * t[i];
+    const float v = (x[i] - c[i]) * scale;
+    tail += v * v;
   }
-  *square = sum(squares + others) + tail;
-  float length = sqrtf(*square) * (1.0f + epsilon) + root * 0x1p-74f;
-  if (!(length < kHugeRow)) {
-    memset(q, 0, size_t(4 * pairs_of(d)));  // nothing that the tiles compute for this row is used
-    *norm = *inverse = 0.0f;
-    return -1.0f;
+  return double(sum(squares + others) + tail);
+}
+inline double square_between(const double* x, const double* c, int64_t d, float scale) {
+  Doubles squares = {};
+  double tail = 0.0;
+  int64_t i = 0;
+  for (; i + kDoubles <= d; i += kDoubles) {
+    const Doubles v = (load(x + i) - load(c + i)) * double(scale);
+    squares += v * v;  // not fused, though it might be: tests look for fused doubles in these files
   }
-  const float target = 32765.0f - 0.5f * root;  // as for the centroids: room for rounding
-  const float inv = length / target, per = target / length;
-  Floats rests = {}, more = {};
-  float tail_rest = 0.0f;
-  const auto round = [=](int64_t at, Floats sum) {
-    Floats v = load(t + at);
-    Floats rounded = fmadd(v, broadcast(per), broadcast(kRounder));
-    Floats rest = fnmadd(rounded - kRounder, broadcast(inv), v);
-    store_int16(q + at, as_integers(rounded));
-    return fmadd(rest, rest, sum);
-  };
-  for (i = 0; i + 2 * kFloats <= d; i += 2 * kFloats) {
-    rests = round(i, rests);
-    more = round(i + kFloats, more);
-  }
-  for (; i + kFloats <= d; i += kFloats) rests = round(i, rests);
   for (; i < d; ++i) {
-    int rounded = int(rintf(t[i] * per));
-    float rest = t[i] - float(rounded) * inv;
-    tail_rest += rest * rest;
-    q[i] = int16_t(rounded);
+    const double v = (x[i] - c[i]) * double(scale);
+    tail += v * v;
+  }
+  return sum(squares) + tail;
+}
+
+// A square of a length that is off by at most epsilon, and by what may have underflowed, as a length not below it.
+inline float length_from(float square, int64_t d) {
+  return sqrtf(square) * (1.0f + epsilon_of(d)) + sqrtf(float(d)) * 0x1p-74f;
+}
+
+// Round x~ to multiples of inv = 1 / per; returns |x~|^2 and the square of what rounding took, each up to epsilon. Two
+// chains each: a row waits for the latency of its multiply-adds.
+template <class T>
+inline void round_row(const T* x, const Prepared<T>& p, int64_t d, float inv, float per, int16_t* q, float* square,
+                      float* rest) {
+  const float scale = float(*p.scale);
+  Floats squares[2] = {}, rests[2] = {};
+  int64_t i = 0;
+  const auto step = [&](int64_t at, int chain) {
+    const Floats v = shifted(x + at, p.shift + at, broadcast(scale));
+    const Floats rounded = fmadd(v, broadcast(per), broadcast(kRounder));
+    const Floats left = fnmadd(rounded - kRounder, broadcast(inv), v);
+    squares[chain] = fmadd(v, v, squares[chain]);
+    rests[chain] = fmadd(left, left, rests[chain]);
+    return as_integers(rounded);
+  };
+  for (; i + 2 * kFloats <= d; i += 2 * kFloats) {
+    const Ints low = step(i, 0), high = step(i + kFloats, 1);
+    store_int16(q + i, low, high);
+  }
+  for (; i + kFloats <= d; i += kFloats) store_int16(q + i, step(i, 0));
+  *square = sum(squares[0] + squares[1]);
+  *rest = sum(rests[0] + rests[1]);
+  for (; i < d; ++i) {
+    const float v = shifted_one(x + i, p.shift + i, scale), rounded = rintf(v * per), left = v - rounded * inv;
+    *square += v * v;
+    *rest += left * left;
+    q[i] = int16_t(fmaxf(-32767.0f, fminf(32767.0f, rounded)));
   }
   if (d % 2 != 0) q[d] = 0;
-  *norm = length;
-  *inverse = inv;
+}
+
+// Round one row to integers; returns rho_x, or a negative number where float32 cannot hold the row. `square` receives
+// |x~|^2 up to epsilon. `guess` is at first 0, then as the row before left it: a length that this row is likely to
+// reach and not to exceed, so that one pass over it does.
+template <class T>
+float pack_row(const T* x, const Prepared<T>& p, int64_t d, float* guess, int16_t* q, float* norm, float* inverse,
+               float* square) {
+  const float root = sqrtf(float(d)), target = 32765.0f - 0.5f * root;  // as for the centroids: room for rounding
+  float length = *guess > 0.0f ? *guess : 1.0f, rest;
+  round_row(x, p, d, length / target, target / length, q, square, &rest);
+  const float own = length_from(*square, d);
+  if (!(own < kHugeRow)) {
+    memset(q, 0, size_t(4 * pairs_of(d)));  // nothing that the tiles compute for this row is used
+    *norm = *inverse = *square = 0.0f;
+    return -1.0f;
+  }
+  if (!(own <= length && length <= 2.0f * own)) {
+    length = own;
+    round_row(x, p, d, length / target, target / length, q, square, &rest);
+    *guess = 1.02f * own;  // rows of one length differ by rounding
+  }
+  *norm = own;
+  *inverse = length / target;
   // Measured, or what rounding can do at most: the measure of a very short row drowns in what may have underflowed.
-  float measured = sqrtf(sum(rests + more) + tail_rest) * (1.0f + epsilon) + root * 0x1p-74f, most = 0.51f * root * inv;
-  float residual = measured < most ? measured : most;
-  return residual / length * (1.0f + epsilon) + 8.0f * float(kU);  // + the rounding of x~ itself, and of `rest`
+  const float measured = length_from(rest, d), most = 0.51f * root * *inverse;
+  const float residual = measured < most ? measured : most;
+  // + the rounding of x~ itself, and of `rest`
+  return residual / own * (1.0f + epsilon_of(d)) + 8.0f * float(kU);
 }
 
 // Sums of q q' over all elements, for R rows and V vectors of a panel. Not inlined: all registers are for the
 // accumulators here, and the compiler keeps them there only where nothing else asks for one.
 template <int R, int V>
-__attribute__((noinline)) void products(const int16_t* rows, int64_t pairs, const int32_t* panel, Ints out[R][2]) {
+__attribute__((noinline)) void products(const int16_t* const* rows, int64_t pairs, const int32_t* panel,
+                                        Ints out[R][2]) {
   Ints acc[R][V];
+  const int16_t* row[R];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r) row[r] = rows[r];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
@@ -209,7 +277,7 @@ __attribute__((noinline)) void products(const int16_t* rows, int64_t pairs, cons
     for (int v = 0; v < V; ++v) c[v] = load(panel + i * kPanel + v * kFloats);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      Ints xi = broadcast_pair(rows + 2 * (r * pairs + i));
+      Ints xi = broadcast_pair(row[r] + 2 * i);
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) acc[r][v] = add_products(acc[r][v], xi, c[v]);
     }
@@ -249,6 +317,12 @@ inline __attribute__((always_inline)) void update(Lowest* low, Floats value, int
   low->first = minimum(first, value);
 }
 
+inline void merge(Lowest* into, const Lowest& other) {
+  into->second = minimum(minimum(into->second, other.second), maximum(into->first, other.first));
+  into->vector = other.first < into->first ? other.vector : into->vector;
+  into->first = minimum(into->first, other.first);
+}
+
 // Fetches the rows that a thread is likely to need next into L2 while it computes, a share per tile.
 struct Ahead {
   const char *at, *end;
@@ -257,250 +331,39 @@ struct Ahead {
   }
 };
 
-// A run of packed rows, all compared with the same centroids.
-struct Run {
-  int64_t first, count;  // of s.order and of all that is in that order
-  float rho;
-  int64_t groups() const { return (count + kRows - 1) / kRows; }
-};
-
-// The two lowest bounds of every row of the run, per lane.
-template <class T>
-void scan(const Packed<T>& p, const Scratch& s, const Run& run, int64_t pairs, Ahead* ahead) {
-  const int64_t panels = panels_of(*p.live), share = (ahead->end - ahead->at) / (panels * run.groups()) + 64;
-  for (int64_t row = run.first; row < run.first + run.groups() * kRows; ++row) {
-    s.low[row] = Lowest{broadcast(INFINITY), broadcast(INFINITY), Ints{}};
-  }
-  for (int64_t panel = 0; panel < panels; ++panel) {
+// Compare the slots list[0, count) with the panels [first, last) and hand the bounds of every tile to
+// take(index in the list, bounds of the left vector, of the right one, its first position; whether there is a right
+// one).
+template <class T, class Take>
+inline __attribute__((always_inline)) void scan(const Prepared<T>& p, const Scratch& s, int64_t count, int64_t d,
+                                                int64_t first, int64_t last, float rho, Ahead* ahead, Take take) {
+  const int64_t pairs = pairs_of(d), tiles = (count + kRows - 1) / kRows;
+  const int64_t share = (ahead->end - ahead->at) / ((last - first) * tiles + 1) + 64;
+  for (int64_t panel = first; panel < last; ++panel) {
     const int64_t at = panel * kPanel;
-    const bool half = *p.live - at <= kFloats;  // the right vector holds padding alone
-    const PanelBounds left = bounds_of(p, at, run.rho), right = bounds_of(p, at + kFloats, run.rho);
-    const int32_t* operands = static_cast<const int32_t*>(p.operands) + at * pairs;
-    for (int64_t group = 0; group < run.groups(); ++group) {
-      const int64_t row = run.first + group * kRows;
+    if (p.used[panel] == 0) continue;
+    const bool half = p.used[panel] <= kFloats;  // the right vector holds padding alone
+    const PanelBounds left = bounds_of(p.all, at, rho), right = bounds_of(p.all, at + kFloats, rho);
+    const int32_t* operands = static_cast<const int32_t*>(p.all.operands) + at * pairs;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int32_t* slots = s.list + tile * kRows;
+      const int16_t* rows[kRows];
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) rows[r] = s.rows + slots[r] * 2 * pairs;
       Ints out[kRows][2];
       if (half) {
-        products<kRows, 1>(s.rows + row * 2 * pairs, pairs, operands, out);
+        products<kRows, 1>(rows, pairs, operands, out);
       } else {
-        products<kRows, 2>(s.rows + row * 2 * pairs, pairs, operands, out);
+        products<kRows, 2>(rows, pairs, operands, out);
       }
       ahead->step(share);
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
-        Floats norm = broadcast(s.norms[row + r]), inverse = broadcast(s.inverses[row + r]);
-        Lowest low = s.low[row + r];
-        update(&low, lower_bound(out[r][0], left, norm, inverse), int32_t(2 * panel));
-        if (!half) update(&low, lower_bound(out[r][1], right, norm, inverse), int32_t(2 * panel + 1));
-        s.low[row + r] = low;
+        const Floats norm = broadcast(s.norms[slots[r]]), inverse = broadcast(s.inverses[slots[r]]);
+        take(tile * kRows + r, at, lower_bound(out[r][0], left, norm, inverse),
+             half ? broadcast(INFINITY) : lower_bound(out[r][1], right, norm, inverse));
       }
     }
-  }
-}
-
-// Second pass over the rows that the first left open: D64 of every centroid whose bound is at most the limit.
-template <class T>
-void rescan(const Packed<T>& p, const Scratch& s, const Run& run, int64_t pairs, int64_t d, const T* x,
-            int64_t row_stride, const T* centroids) {
-  const int64_t panels = panels_of(*p.live);
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    const int64_t at = panel * kPanel;
-    const PanelBounds left = bounds_of(p, at, run.rho), right = bounds_of(p, at + kFloats, run.rho);
-    const int32_t* operands = static_cast<const int32_t*>(p.operands) + at * pairs;
-    for (int64_t group = 0; group < run.groups(); ++group) {
-      const int64_t first = run.first + group * kRows;
-      Ints out[kRows][2];
-      products<kRows, 2>(s.rows + first * 2 * pairs, pairs, operands, out);
-      for (int r = 0; r < kRows && group * kRows + r < run.count; ++r) {
-        const int64_t row = first + r;
-        Floats norm = broadcast(s.norms[row]), inverse = broadcast(s.inverses[row]), limit = broadcast(s.limit[row]);
-        uint32_t mask = mask_at_most(lower_bound(out[r][0], left, norm, inverse), limit) |
-                        mask_at_most(lower_bound(out[r][1], right, norm, inverse), limit) << kFloats;
-        if (mask == 0) continue;
-        const T* here = x + s.open[row] * row_stride;
-        // From four candidates on, all lanes of the panel cost less than one at a time.
-        const bool all = __builtin_popcount(mask) >= 4;
-        double distances[kPanel];
-        if (all) distance_panel(here, p.columns + at * d, d, distances);
-        for (; mask != 0; mask &= mask - 1) {
-          const int lane = __builtin_ctz(mask);
-          const int64_t index = p.index[at + lane];
-          if (index < 0) continue;  // padding, where the limit is infinite
-          consider(&s.best[row], all ? distances[lane] : d64(here, centroids + index * d, d), index);
-        }
-      }
-    }
-  }
-}
-
-// Labels of a scanned run, and a second scan of the rows whose candidates are not all known.
-template <class T>
-void decide(const Prepared<T>& prepared, const Packed<T>& p, const Scratch& s, const Run& run, int64_t d, const T* x,
-            int64_t row_stride, const T* centroids, int64_t* labels, int64_t* counts) {
-  const int64_t pairs = pairs_of(d);
-  const double rho = double(d + 4) * 0x1p-53;
-  Run open = {run.first, 0, run.rho};
-  for (int64_t at = run.first; at < run.first + run.count; ++at) {
-    const int64_t row = s.order[at];
-    const T* here = x + row * row_stride;
-    const Lowest& low = s.low[at];
-    float limit = INFINITY;
-    Nearest best = {0.0, -1};
-    const bool holds_own = s.own[at] < INFINITY;
-    if (s.inverses[at] > 0.0f) {
-      const float lowest = least(low.first);
-      if (lowest < INFINITY) {
-        const int nearest = __builtin_ctz(mask_at_most(low.first, broadcast(lowest)));
-        const int64_t one = int64_t(low.vector[nearest]) * kFloats + nearest;
-        const double b = b_of(p.norm[one], p.b[one], run.rho);
-        limit = limit_of(lowest, s.norms[at], p.a[one], b, p.norm[one], rho, *prepared.slack);
-        if (holds_own && s.own[at] < limit) limit = s.own[at];
-        uint32_t mask = mask_at_most(low.first, broadcast(limit));
-        // Complete unless a lane hides a second candidate behind its first.
-        if (mask_at_most(low.second, broadcast(limit)) == 0) {
-          if (mask == 0) continue;  // the own centroid it is
-          if (!holds_own && (mask & (mask - 1)) == 0) {
-            labels[row] = p.index[one];
-            continue;
-          }
-          ++counts[0];
-          int64_t candidates[kFloats + 1], count = 0;
-          if (holds_own) candidates[count++] = labels[row];
-          for (; mask != 0; mask &= mask - 1) {
-            const int lane = __builtin_ctz(mask);
-            const int64_t index = p.index[int64_t(low.vector[lane]) * kFloats + lane];
-            if (index >= 0) candidates[count++] = index;
-          }
-          consider_all(&best, here, candidates, count, d, centroids);
-          labels[row] = best.index;
-          continue;
-        }
-      } else if (holds_own) {
-        continue;  // there was nothing to compare with
-      }
-    } else if (!finite_row(here, d)) {
-      labels[row] = -1;
-      continue;
-    }
-    ++counts[0];
-    ++counts[1];
-    // Rows still open move to the front of the run; a row never moves behind itself.
-    const int64_t to = open.first + open.count++;
-    if (holds_own) consider(&best, d64(here, centroids + labels[row] * d, d), labels[row]);
-    memmove(s.rows + to * 2 * pairs, s.rows + at * 2 * pairs, size_t(4 * pairs));
-    s.norms[to] = s.norms[at];
-    s.inverses[to] = s.inverses[at];
-    s.limit[to] = limit;
-    s.open[to] = row;
-    s.best[to] = best;
-  }
-  if (open.count == 0) return;
-  rescan(p, s, open, pairs, d, x, row_stride, centroids);
-  for (int64_t at = open.first; at < open.first + open.count; ++at) labels[s.open[at]] = s.best[at].index;
-}
-
-// Squares of (x - c) * scale, up to epsilon, in the precision of T.
-inline double square_between(const float* x, const float* c, int64_t d, float scale) {
-  Floats squares = {};
-  float tail = 0.0f;
-  int64_t i = 0;
-  for (; i + kFloats <= d; i += kFloats) {
-    Floats v = (load(x + i) - load(c + i)) * scale;
-    squares = fmadd(v, v, squares);
-  }
-  for (; i < d; ++i) {
-    float v = (x[i] - c[i]) * scale;
-    tail += v * v;
-  }
-  return double(sum(squares) + tail);
-}
-inline double square_between(const double* x, const double* c, int64_t d, float scale) {
-  Doubles squares = {};
-  double tail = 0.0;
-  int64_t i = 0;
-  for (; i + kDoubles <= d; i += kDoubles) {
-    Doubles v = (load(x + i) - load(c + i)) * double(scale);
-    squares += v * v;  // not fused, though it might be: tests look for fused doubles in these files
-  }
-  for (; i < d; ++i) {
-    double v = (x[i] - c[i]) * double(scale);
-    tail += v * v;
-  }
-  return sum(squares) + tail;
-}
-
-// Whether only the changed centroids can be nearer than the row's own; `own` receives |x~ - c~|^2 of it, rounded up, or
-// infinity where the own centroid is one of the changed.
-template <class T>
-bool is_near(const T* x, const Prepared<T>& p, int64_t d, const T* centroids, const T* previous, int64_t label,
-             double* own) {
-  *own = INFINITY;
-  if (label < 0) return false;
-  const float scale = float(*p.scale);
-  const double epsilon = double(epsilon_of(d)), tau = 0x1p-100;
-  const double now = square_between(x, centroids + label * d, d, scale) * (1.0 + epsilon) + tau;
-  if (!p.differs[label]) {
-    *own = now;
-    return now < 0x1p100;
-  }
-  const double before = square_between(x, previous + label * d, d, scale);
-  return before < 0x1p100 && now <= before * (1.0 - epsilon);
-}
-
-// Pack the rows order[first, first + count) and pad them to whole tiles.
-template <class T>
-Run pack_run(const T* x, int64_t row_stride, const Prepared<T>& p, int64_t d, const Scratch& s, int64_t first,
-             int64_t count) {
-  const int64_t pairs = pairs_of(d);
-  Run run = {first, count, 0.0f};
-  for (int64_t at = first; at < first + count; ++at) {
-    float square;
-    float rho = pack_row(x + s.order[at] * row_stride, p, d, s.shifted, s.rows + at * 2 * pairs, s.norms + at,
-                         s.inverses + at, &square);
-    run.rho = rho > run.rho ? rho : run.rho;
-    if (s.own[at] < INFINITY) {
-      // s = (|x~ - c~|^2 - |x~|^2) / 2, and half of what the roundings of D64 may add to the distance.
-      double distance = double(s.own[at]) * (1.0 + double(d + 4) * 0x1p-52);
-      double score = 0.5 * (distance - double(square) * (1.0 - double(epsilon_of(d)))) + *p.slack;
-      s.own[at] = rho >= 0.0f && score < kLargest ? round_up(score) : kLargest;
-    }
-  }
-  for (int64_t at = first + count; at < first + run.groups() * kRows; ++at) {
-    memset(s.rows + at * 2 * pairs, 0, size_t(4 * pairs));
-    s.norms[at] = s.inverses[at] = 0.0f;
-  }
-  return run;
-}
-
-// Labels of n <= block_rows(d) rows; with `previous`, `before` holds those for its centroids. `ahead` are the rows to
-// fetch for later.
-template <class T>
-void assign_block_wide(const T* x, int64_t row_stride, int64_t n, int64_t d, const T* centroids, const T* previous,
-                       const Prepared<T>& p, const Scratch& s, const int64_t* before, int64_t* labels, int64_t* counts,
-                       Ahead ahead) {
-  if (before != nullptr) memcpy(labels, before, size_t(8 * n));
-  int64_t near = 0, far = n;
-  const bool told = previous != nullptr && *p.changed.live >= 0;
-  // Near rows from the front of the order, far ones from its end.
-  for (int64_t row = 0; row < n; ++row) {
-    double own = INFINITY;
-    const bool is = told && is_near(x + row * row_stride, p, d, centroids, previous, labels[row], &own);
-    const int64_t at = is ? near++ : --far;
-    s.order[at] = row;
-    s.own[at] = is ? round_up(own) : INFINITY;
-  }
-  // The far ones start where the near ones' last tile ends.
-  const int64_t start = (near + kRows - 1) / kRows * kRows;
-  memmove(s.order + start, s.order + near, size_t(8 * (n - near)));
-  memmove(s.own + start, s.own + near, size_t(4 * (n - near)));
-  if (near > 0 && *p.changed.live > 0) {
-    Run run = pack_run(x, row_stride, p, d, s, 0, near);
-    scan(p.changed, s, run, pairs_of(d), &ahead);
-    decide(p, p.changed, s, run, d, x, row_stride, centroids, labels, counts);
-  }
-  if (near < n) {
-    Run run = pack_run(x, row_stride, p, d, s, start, n - near);
-    scan(p.all, s, run, pairs_of(d), &ahead);
-    decide(p, p.all, s, run, d, x, row_stride, centroids, labels, counts);
   }
 }
 

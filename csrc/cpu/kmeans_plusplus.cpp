@@ -96,8 +96,8 @@ int64_t seeding_layout(int64_t n, int64_t d, int64_t trials, bool cached, int64_
   s->found = take<int64_t>(base, &at, threads);
   s->largest = take<double>(base, &at, threads);
   s->roundings = take<float>(base, &at, threads);
-  // A row as int16 and as float32, and a panel.
-  s->scratch_bytes = align64(4 * pairs) + align64(4 * d) + align64(4 * pairs * kPanel);
+  // A row as int16, and a panel.
+  s->scratch_bytes = align64(4 * pairs) + align64(4 * pairs * kPanel);
   s->scratch = take<char>(base, &at, threads * s->scratch_bytes);
   return at;
 }
@@ -159,14 +159,13 @@ const int32_t* panel_at(const Points<T>& p, const Seeding<T>& s, int64_t panel, 
   const int64_t pairs = pairs_of(p.d);
   if (cached && rho == nullptr) return s.panels + panel * pairs * kPanel;
   int16_t* q = reinterpret_cast<int16_t*>(scratch);
-  float* shifted = reinterpret_cast<float*>(scratch + align64(4 * pairs));
-  int32_t* out = cached ? s.panels + panel * pairs * kPanel
-                        : reinterpret_cast<int32_t*>(scratch + align64(4 * pairs) + align64(4 * p.d));
+  int32_t* out = cached ? s.panels + panel * pairs * kPanel : reinterpret_cast<int32_t*>(scratch + align64(4 * pairs));
+  float guess = 0.0f;
   for (int64_t lane = 0; lane < kPanel; ++lane) {
     const int64_t row = panel * kPanel + lane;
     float square = 0.0f;
     if (row < p.n) {
-      const float own = pack_row(p.row(row), s.units, p.d, shifted, q, s.norm + row, s.inverse + row, &square);
+      const float own = pack_row(p.row(row), s.units, p.d, &guess, q, s.norm + row, s.inverse + row, &square);
       if (rho != nullptr && own > *rho) *rho = own;
     } else {
       memset(q, 0, size_t(4 * pairs));
@@ -234,8 +233,10 @@ void compare(const Points<T>& p, const Seeding<T>& s, int64_t trials, bool cache
     for (int64_t panel = part.first; panel < part.last; ++panel) {
       const int32_t* rows = panel_at(p, s, panel, cached, s.scratch + thread * s.scratch_bytes);
       for (int64_t group = 0; group < trials; group += kTogether) {
+        const int16_t* candidates[kTogether];
+        for (int c = 0; c < kTogether; ++c) candidates[c] = s.candidates + (group + c) * 2 * pairs;
         Ints out[kTogether][2];
-        products<kTogether, 2>(s.candidates + group * 2 * pairs, pairs, rows, out);
+        products<kTogether, 2>(candidates, pairs, rows, out);
         for (int64_t c = group; c < trials && c < group + kTogether; ++c) {
           for (int64_t half = 0; half < 2; ++half) {
             const int64_t at = panel * kPanel + half * kFloats;
@@ -360,9 +361,8 @@ int64_t step(const Points<T>& p, const Seeding<T>& s, int64_t trials, const doub
   for (int64_t c = 0; c < trials; ++c) {
     const int64_t row = s.rows[c] = draw(p, s, uniform[c]);
     int16_t* q = s.candidates + c * 2 * pairs;
-    float square, norm;
-    float* shifted = reinterpret_cast<float*>(s.scratch + align64(4 * pairs));
-    pack_row(p.row(row), s.units, p.d, shifted, q, &norm, s.unit + c, &square);
+    float square, norm, guess = 0.0f;
+    pack_row(p.row(row), s.units, p.d, &guess, q, &norm, s.unit + c, &square);
     const double half = 0.5 * double(square) * (1.0 - double(epsilon_of(p.d)));
     s.h[c] = round_down(half - 8.0 * kU * half - double(p.d + 2) * 0x1p-120);
     s.b[c] = round_up(double(norm) * share);

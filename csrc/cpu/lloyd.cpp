@@ -128,7 +128,7 @@ void label_rows(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t* 
   for (int64_t j = 0; j < z.k; ++j) {
     if (w.changed[j]) w.p.hash[j] = hash_row(q.centroids + j * z.d, z.d);
   }
-  const int64_t live = *w.p.all.live = find_distinct(q.centroids, z.k, z.d, w.p);
+  const int64_t live = *w.p.all.live = find_distinct(q.centroids, z.k, z.d, w.p, w.p.all.index);
   for (int64_t at = 0; at < live; ++at) {
     const int64_t j = w.p.all.index[at];
     if (w.packed[at] == j && !w.changed[j]) continue;

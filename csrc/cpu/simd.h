@@ -147,25 +147,35 @@ static inline void transpose_quads(Quad v[4]) {
 #endif
 }
 
-// Reductions over the lanes, by halves down to four.
-static inline float least(Floats v) {
+// Reductions over the lanes, by halves; to four of them first. (Without the intrinsics the halves go through memory.)
+template <class Merge>
+static inline Quad quad_of(Floats v, Merge merge) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return merge((Quad)_mm256_castps256_ps128((__m256)v), (Quad)_mm256_extractf128_ps((__m256)v, 1));
+#else
   Quad quads[kFloats / 4];
   memcpy(quads, &v, sizeof v);
   for (int n = kFloats / 8; n > 0; n /= 2) {
-    for (int i = 0; i < n; ++i) quads[i] = quads[i] < quads[i + n] ? quads[i] : quads[i + n];
+    for (int i = 0; i < n; ++i) quads[i] = merge(quads[i], quads[i + n]);
   }
-  Quad q = quads[0];
+  return quads[0];
+#endif
+}
+
+static inline float least(Floats v) {
+  Quad q = quad_of(v, [](Quad a, Quad b) { return a < b ? a : b; });
+#if defined(__SSE2__)
+  __m128 pair = _mm_min_ps((__m128)q, _mm_movehl_ps((__m128)q, (__m128)q));
+  return _mm_cvtss_f32(_mm_min_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
+#else
   float left = q[0] < q[1] ? q[0] : q[1], right = q[2] < q[3] ? q[2] : q[3];
   return left < right ? left : right;
+#endif
 }
 
 static inline float sum(Floats v) {
-  Quad quads[kFloats / 4];
-  memcpy(quads, &v, sizeof v);
-  for (int n = kFloats / 8; n > 0; n /= 2) {
-    for (int i = 0; i < n; ++i) quads[i] += quads[i + n];
-  }
-  return (quads[0][0] + quads[0][1]) + (quads[0][2] + quads[0][3]);
+  Quad q = quad_of(v, [](Quad a, Quad b) { return a + b; });
+  return (q[0] + q[1]) + (q[2] + q[3]);
 }
 
 static inline double sum(Doubles v) {
@@ -191,10 +201,19 @@ static inline Ints load(const int32_t* p) { return *reinterpret_cast<const Ints*
 constexpr float kRounder = 12582912.0f;
 static inline Ints as_integers(Floats v_plus_rounder) { return (Ints)v_plus_rounder - (Ints)broadcast(kRounder); }
 
-// kFloats integers that fit int16.
+// kFloats integers that fit int16, and twice as many.
 static inline void store_int16(int16_t* p, Ints v) {
   typedef int16_t Shorts __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
   *reinterpret_cast<Shorts*>(p) = __builtin_convertvector(v, Shorts);
+}
+static inline void store_int16(int16_t* p, Ints v, Ints w) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i packed = _mm256_packs_epi32((__m256i)v, (__m256i)w);  // halves of v and w in turn
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xD8));
+#else
+  store_int16(p, v);
+  store_int16(p + kFloats, w);
+#endif
 }
 
 // One pair of int16 in every lane.

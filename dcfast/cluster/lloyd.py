@@ -96,7 +96,8 @@ def lloyd(
     own = torch.arange(k, device=device)
     labels = torch.full((points.n_samples,), -1, dtype=torch.int64, device=device)
     running = ops.RunningSums(k, points.grid, points.weight_grid, device)
-    before: torch.Tensor | None = None  # the centroids that `labels` belong to
+    before = centroids  # which `labels` and `bounds` belong to
+    bounds = ops.lower_bounds(points.n_samples, points.n_features, device)
     converged = None
     n_iter = 0
     objective = math.nan
@@ -105,7 +106,7 @@ def lloyd(
         with points.ranks.together():
             for at, rows in points.blocks():
                 previous = labels[at]
-                new_labels = _labels(rows, centroids, before, previous)
+                new_labels = ops.reassign(rows, centroids, before, previous, bounds[at])
                 running.move(rows, new_labels, previous, points.weight(at))
                 moved += torch.count_nonzero(new_labels != previous)
                 if points.n_samples == rows.shape[0]:
@@ -147,15 +148,8 @@ def lloyd(
     if converged != "labels":
         with points.ranks.together():
             for at, rows in points.blocks():
-                labels[at] = _labels(rows, centroids, before, labels[at])
+                labels[at] = ops.reassign(rows, centroids, before, labels[at], bounds[at])
     return Lloyd(centroids, labels, points.inertia(centroids, labels), n_iter, converged)
-
-
-def _labels(
-    rows: torch.Tensor, centroids: torch.Tensor, before: torch.Tensor | None, labels: torch.Tensor
-) -> torch.Tensor:
-    """The nearest centroids, found from the labels for the centroids `before` where there are some."""
-    return ops.assign(rows, centroids) if before is None else ops.reassign(rows, centroids, before, labels)
 
 
 def _means(sums: ops.ClusterSums, centroids: torch.Tensor, spherical: bool) -> torch.Tensor:

@@ -208,17 +208,14 @@ class _Run:
         centroids = self._normalized(first)
         running = ops.RunningSums(k, self.grid, self.weight_grid, self.x.device)
         labels = torch.full((n,), -1, dtype=torch.int64, device=self.x.device)
-        stored: torch.Tensor | None = None
+        stored = self.index._stored(self._normalized(first))
+        bounds = ops.lower_bounds(n, self.x.shape[1], self.x.device)
         objective = previous = 0.0
         for iteration in range(cp.niter):
             searching = time.perf_counter()
             before, stored = stored, self.index._stored(centroids)
             moved_from = labels
-            labels = (
-                ops.assign(self.queries, stored)
-                if before is None
-                else ops.reassign(self.queries, stored, before, labels)
-            )
+            labels = ops.reassign(self.queries, stored, before, labels, bounds)
             self.search_seconds += time.perf_counter() - searching
             running.move(self.x, labels, moved_from, self.weight)
             sums = running.sums()

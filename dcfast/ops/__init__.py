@@ -2,7 +2,7 @@
 
 from dcfast.ops._registry import backend
 from dcfast.ops.accumulate import ClusterSums, Grid, RunningSums, accumulate, column_range, grid_of, means, sum_grid
-from dcfast.ops.assign import assign, reassign
+from dcfast.ops.assign import assign, lower_bounds, reassign
 from dcfast.ops.draw_rows import draw_rows
 from dcfast.ops.inertia import exact_sum, inertia, point_distances
 from dcfast.ops.kmeans_plusplus import kmeans_plusplus, kmeans_plusplus_batch
@@ -28,6 +28,7 @@ __all__ = [
     "kmeans_plusplus",
     "kmeans_plusplus_batch",
     "lloyd",
+    "lower_bounds",
     "means",
     "point_distances",
     "reassign",

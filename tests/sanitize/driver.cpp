@@ -70,7 +70,8 @@ std::vector<T> numbers(int64_t count, bool lattice, int seed) {
 
 template <class T>
 void assign(const std::vector<T>& x, const Shape& s, const std::vector<T>& c, const std::vector<T>* previous,
-            const std::vector<int64_t>* before, int n_threads, std::vector<int64_t>* labels) {
+            const std::vector<int64_t>* before, std::vector<float>* bounds, int n_threads,
+            std::vector<int64_t>* labels) {
   int64_t workspace_bytes, scratch_bytes, counts[2] = {};
   const void* old = previous != nullptr ? previous->data() : nullptr;
   check(ops::assign_workspace(kType<T>, s.k, s.d, previous != nullptr, &workspace_bytes));
@@ -78,7 +79,8 @@ void assign(const std::vector<T>& x, const Shape& s, const std::vector<T>& c, co
   Workspace workspace(workspace_bytes), scratch(scratch_bytes * n_threads);
   check(ops::assign_prepare(kType<T>, c.data(), s.k, s.d, old, workspace.get(), n_threads));
   check(ops::assign(kType<T>, x.data(), s.d, s.n, s.d, c.data(), s.k, old, workspace.get(), scratch.get(),
-                    before != nullptr ? before->data() : nullptr, labels->data(), counts, n_threads));
+                    before != nullptr ? before->data() : nullptr, bounds != nullptr ? bounds->data() : nullptr,
+                    labels->data(), counts, n_threads));
 }
 
 template <class T>
@@ -182,8 +184,10 @@ Results everything(const Shape& s, int n_threads) {
   std::vector<T> next = c;
   for (int64_t i = 0; i < s.d * (s.k / 4); ++i) next[size_t(i)] *= T(0.5);
   std::vector<int64_t> labels(size_t(s.n), 0), moved(size_t(s.n), 0);
-  assign<T>(x, s, c, nullptr, nullptr, n_threads, &labels);
-  assign<T>(x, s, next, &c, &labels, n_threads, &moved);
+  std::vector<float> bounds(size_t(s.n * 8), 0.0f);  // at most 8 groups
+  assign<T>(x, s, c, nullptr, nullptr, nullptr, n_threads, &labels);
+  for (int step = 0; step < 2; ++step) assign<T>(x, s, c, &c, &labels, &bounds, n_threads, &moved);
+  assign<T>(x, s, next, &c, &labels, &bounds, n_threads, &moved);
   append(&results, labels);
   append(&results, moved);
   column_range(x, s, n_threads, &results);

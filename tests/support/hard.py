@@ -47,5 +47,5 @@ def fit_denormals():
     x, c, new = rows(400, 0), rows(120, 1), rows(120, 2)
     new[::3] = c[::3]
     labels = ops.assign(x, c)
-    model = fit(x, 20)
-    return labels.tolist(), ops.reassign(x, new, c, labels).tolist(), bits(model)
+    moved = ops.reassign(x, new, c, labels, ops.lower_bounds(*x.shape, x.device))
+    return labels.tolist(), moved.tolist(), bits(fit(x, 20))

@@ -28,7 +28,24 @@ _op = _registry.define(
 )
 
 
-def _check_reassign(x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor) -> None:
+# As in csrc/cpu/assign_prepare.h.
+_NARROW, _MAX_GROUPS, _GROUP_STEP, _MAX_GROUPED = 16, 8, 16, 512
+
+
+def group_size(k: int) -> int:
+    """Centroids that share a column of `lower_bounds`: the column of centroid j is j // group_size(k)."""
+    groups = _MAX_GROUPS if k <= _MAX_GROUPED else 1
+    return -(-k // (groups * _GROUP_STEP)) * _GROUP_STEP
+
+
+def _n_groups(d: int, device: torch.device) -> int:
+    # With few columns a scan costs less than the bounds; on a GPU none are kept.
+    return 0 if device.type != "cpu" or d <= _NARROW else _MAX_GROUPS
+
+
+def _check_reassign(
+    x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor, bounds: torch.Tensor
+) -> None:
     _check(x, centroids)
     if x.dim() != 2:
         raise ValueError(f"x has shape {tuple(x.shape)}: reassign takes one problem, of shape (N, d)")
@@ -39,14 +56,21 @@ def _check_reassign(x: torch.Tensor, centroids: torch.Tensor, previous: torch.Te
         )
     _validate.integers(labels, "labels", x.shape[:-1])
     _validate.same_device(labels, "labels", x)
+    shape = (x.shape[0], _n_groups(x.shape[1], x.device))
+    if bounds.dtype != torch.float32 or bounds.shape != shape or not bounds.is_contiguous():
+        raise ValueError(
+            f"bounds is {bounds.dtype} {tuple(bounds.shape)}: expected what lower_bounds makes, contiguous "
+            f"torch.float32 {shape}"
+        )
+    _validate.same_device(bounds, "bounds", x)
 
 
 _reassign_op = _registry.define(
     "reassign",
-    "(Tensor x, Tensor centroids, Tensor previous, Tensor labels) -> Tensor",
+    "(Tensor x, Tensor centroids, Tensor previous, Tensor labels, Tensor(a!) bounds) -> Tensor",
     package=__name__,
     check=_check_reassign,
-    fake=lambda x, centroids, previous, labels: _fake(x, centroids),
+    fake=lambda x, centroids, previous, labels, bounds: _fake(x, centroids),
     native_cpu=("assign_workspace", "assign_prepare", "assign_scratch", "assign"),
 )
 
@@ -90,11 +114,31 @@ def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     return _op(x, centroids)
 
 
-def reassign(x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """`assign(x, centroids)`, found sooner from the labels for the centroids of the iteration before.
+def lower_bounds(n: int, d: int, device: torch.device) -> torch.Tensor:
+    """What `reassign` keeps from one call to the next, for rows of which nothing is known yet.
 
-    A centroid that did not change cannot beat a row's own one unless that moved away from the row, so most rows need
-    only be compared with the centroids that did change. Late in a run of k-means that is a few of them.
+    Parameters
+    ----------
+    n, d : int
+        Numbers of rows and columns.
+    device : torch.device
+
+    Returns
+    -------
+    Tensor of shape (N, G), float32
+        At most the distance (not squared) from row i to every centroid of group g but its own, zeros here. Centroid j
+        belongs to the group j // group_size(k); G is 8, or 0 where no bounds are kept: for d <= 16 and on a GPU.
+    """
+    return torch.zeros(n, _n_groups(d, device), dtype=torch.float32, device=device)
+
+
+def reassign(
+    x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor, bounds: torch.Tensor
+) -> torch.Tensor:
+    """`assign(x, centroids)`, found sooner from what the iteration before has left.
+
+    A row is not compared with centroids of which its bounds say that they are farther than its own one, nor with those
+    that did not change if its own one did not move away from it. Late in a run of k-means few comparisons are left.
 
     Parameters
     ----------
@@ -103,16 +147,22 @@ def reassign(x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, l
     centroids, previous : Tensor of shape (k, d)
         Now and before, of the dtype and device of `x`.
     labels : Tensor of shape (N,), int64
-        `assign(x, previous)`. With any other labels the result is not defined.
+        `assign(x, previous)`, or -1 where it is not known. With any other labels the result is not defined.
+    bounds : Tensor of shape (N, G), float32
+        From `lower_bounds` at first, then as the call with `previous` left them. Updated in place.
 
     Returns
     -------
     Tensor of shape (N,), int64
-        What `assign(x, centroids)` returns, whatever the backend; only the native one looks at the labels.
+        What `assign(x, centroids)` returns, whatever the backend; only the native one looks at labels and bounds.
 
     Raises
     ------
     TypeError, ValueError
-        As `assign`, and if `previous` or `labels` do not fit.
+        As `assign`, and if `previous`, `labels` or `bounds` do not fit.
+
+    Notes
+    -----
+    The bounds are those of Hamerly (2010) and of Ding et al., "Yinyang K-Means" (2015), for groups by index.
     """
-    return _reassign_op(x, centroids, previous, labels)
+    return _reassign_op(x, centroids, previous, labels, bounds)

@@ -14,27 +14,33 @@ _BLOCK_ROWS = 96
 def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     labels = _native.empty(x.shape[:-1], torch.int64)
     if x.dim() == 2:
-        _assign(x, centroids, None, None, labels)
+        _assign(x, centroids, labels)
     else:
         for problem in range(x.shape[0]):
-            _assign(x[problem], centroids[problem], None, None, labels[problem])
+            _assign(x[problem], centroids[problem], labels[problem])
     return labels
 
 
-def reassign(x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def reassign(
+    x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor, bounds: torch.Tensor
+) -> torch.Tensor:
     out = _native.empty(labels.shape, torch.int64)
-    _assign(x, centroids, previous, labels.contiguous(), out)
+    if bounds.shape[1]:
+        _assign(x, centroids, out, previous, labels.contiguous(), bounds)
+    else:
+        _assign(x, centroids, out)
     return out
 
 
 def _assign(
     x: torch.Tensor,
     centroids: torch.Tensor,
-    previous: torch.Tensor | None,
-    before: torch.Tensor | None,
     labels: torch.Tensor,
+    previous: torch.Tensor | None = None,
+    before: torch.Tensor | None = None,
+    bounds: torch.Tensor | None = None,
 ) -> None:
-    """Fill `labels`; `before` holds the labels for the centroids `previous`, where there are some."""
+    """Fill `labels`; `before` and `bounds` belong to the centroids `previous`."""
     core, (n, d), k = _native.cpu(), x.shape, centroids.shape[0]
     n_threads = _native.threads(2.0 * n * k * d)
     # float16 and bfloat16 are exact in float32.
@@ -67,6 +73,7 @@ def _assign(
             workspace.data_ptr(),
             scratch.data_ptr(),
             0 if before is None else before[start:stop].data_ptr(),
+            0 if bounds is None else bounds[start:stop].data_ptr(),
             labels[start:stop].data_ptr(),
             counts.data_ptr(),
             n_threads,

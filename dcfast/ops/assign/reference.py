@@ -37,5 +37,8 @@ def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     return labels
 
 
-def reassign(x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def reassign(
+    x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor, bounds: torch.Tensor
+) -> torch.Tensor:
+    bounds.zero_()
     return assign(x, centroids)

@@ -580,5 +580,8 @@ def compile_cases() -> list[CompileCase]:
     return cases
 
 
-def reassign(x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def reassign(
+    x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor, bounds: torch.Tensor
+) -> torch.Tensor:
+    bounds.zero_()
     return assign(x, centroids)

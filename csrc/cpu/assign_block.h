@@ -1,0 +1,390 @@
+// A thread's block of rows in the wide pass: which centroids each row has to be compared with, and what its label is.
+//
+// Without labels for earlier centroids that is all of them. With those (`previous`), most rows need a few:
+//   * Per row and group of centroids `bounds` holds a length that no centroid of the group but the row's own is nearer
+//     than. A step of the centroids takes at most the longest step of the group from it (Hamerly 2010 with one group,
+//     Ding et al. 2015, "Yinyang k-means", with several). Where it still exceeds the distance to the own centroid,
+//     which is taken afresh, none of the group can be nearest.
+//   * A centroid that did not change cannot beat a row's own one if that did not move away from the row: of the other
+//     groups such rows need only the centroids that did change.
+// The own distance is taken in the data's precision, with an error of at most epsilon; the group's next bound follows
+// from the two lowest scores that the scan found in it, by |x - c|^2 = |x|^2 + 2 s. Groups are those of the indices, so
+// with duplicates or centroids that are not finite (which have no position) nothing is known of any group.
+#pragma once
+
+#include "assign_prepare.h"
+#include "assign_wide.h"
+
+namespace dcfast {
+namespace DCFAST_ISA {
+namespace {
+
+constexpr int64_t kSample = 16;        // one of so many chunks keeps its bounds even where they do not pay
+constexpr int64_t kBlocks = 4;         // blocks of rows from which a block of rows that need a scan is gathered
+constexpr float kFarthest = 0x1p120f;  // the largest bound: float32 holds its sums
+
+// The rows of a call.
+template <class T>
+struct Rows {
+  const T* x;
+  int64_t stride, n, d;
+  const T* centroids;
+  int64_t k;
+  const T* previous;      // null, or with the next two
+  const int64_t* before;  // [n] labels for `previous`; -1 where they are not known
+  float* bounds;          // [n][kMaxGroups]
+  int64_t* labels;        // [n]
+
+  const T* row(int64_t at) const { return x + at * stride; }
+  // Up to `count` rows from `first` on; rows with gaps between them are left alone.
+  Ahead ahead(int64_t first, int64_t count) const {
+    const bool some = stride == d && first < n;
+    const T* at = some ? row(first) : x;
+    const int64_t rows = some ? (n - first < count ? n - first : count) : 0;
+    return Ahead{reinterpret_cast<const char*>(at), reinterpret_cast<const char*>(at + rows * d)};
+  }
+};
+
+// A block in the making.
+struct Block {
+  int64_t count;  // slots in use
+  float rho;
+  float guess;  // see pack_row
+};
+
+template <class T>
+Own find_own(const Rows<T>& r, const Prepared<T>& p, int64_t row) {
+  Own own = kUnknown;
+  const int64_t label = r.before[row];
+  if (label < 0) return own;
+  own.group = int32_t(label / p.groups.size);
+  const float scale = float(*p.scale);
+  const double epsilon = double(epsilon_of(r.d)), tau = 0x1p-100;
+  const double now = square_between(r.row(row), r.centroids + label * r.d, r.d, scale);
+  if (!(now < 0x1p100)) return own;
+  own.most = round_up(now * (1.0 + epsilon) + tau);
+  own.least = round_down(now * (1.0 - epsilon) - tau);
+  own.least = own.least < 0.0f ? 0.0f : own.least;
+  own.stayed = !p.differs[label];
+  if (!own.stayed && p.fresh[1] != 0) {
+    const double before = square_between(r.row(row), r.previous + label * r.d, r.d, scale);
+    own.stayed = before < 0x1p100 && double(own.most) <= before * (1.0 - epsilon);
+  }
+  return own;
+}
+
+// Turns lengths into the data's units. Infinite where float32 has no such number.
+template <class T>
+inline float unit_of(const Prepared<T>& p) {
+  return float(1.0 / *p.scale);
+}
+
+// Which groups a row has to be compared with; lowers the bounds of the others by the steps of their centroids. Those of
+// a group that is scanned become what the centroids that are left out allow.
+template <class T>
+inline Needs find_needs(const Prepared<T>& p, const Own& own, float* bounds) {
+  // D64 may order distances that differ by less than 2^-32 the other way round.
+  const float reach = sqrtf(own.most) * (1.0f + 0x1p-20f) * unit_of(p) + 0x1p-126f;
+  const uint32_t few = own.stayed ? p.fresh[1] : 0;
+  float lowered[kMaxGroups];
+  for (int g = 0; g < kMaxGroups; ++g) {
+    const float left = bounds[g] - p.drift[g];
+    lowered[g] = left - fabsf(left) * 0x1p-22f - 0x1p-126f;
+  }
+  uint32_t open = 0;
+  for (int g = 0; g < kMaxGroups; ++g) open |= uint32_t(lowered[g] <= reach) << g;
+  open &= (1u << p.groups.count) - 1;
+  if (p.drift[0] == INFINITY) {
+    memset(bounds, 0, sizeof lowered);
+  } else if (open == 0) {
+    memcpy(bounds, lowered, sizeof lowered);
+  } else {
+    for (int g = 0; g < kMaxGroups; ++g) {
+      const float scanned = (few >> g & 1) != 0 ? bounds[g] : kFarthest;
+      bounds[g] = (open >> g & 1) != 0 ? scanned : lowered[g];
+    }
+  }
+  return Needs{uint8_t(open & ~few), uint8_t(open & few & p.fresh[0])};
+}
+
+// Where the bound in the first lane of a mask comes from.
+inline int64_t position_in(const Lowest& low, uint32_t lanes) {
+  const int lane = __builtin_ctz(lanes);
+  return int64_t(low.vector[lane]) * kFloats + lane;
+}
+
+// Put a row into the next slot.
+template <class T>
+void pack_slot(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t row, const Own& own, Needs needs,
+               Block* block) {
+  const int64_t at = block->count++;
+  const float rho = pack_row(r.row(row), p, r.d, &block->guess, s.rows + at * 2 * pairs_of(r.d), s.norms + at,
+                             s.inverses + at, s.squares + at);
+  block->rho = rho > block->rho ? rho : block->rho;
+  s.row[at] = row;
+  s.needs[at] = needs;
+  s.own[at] = own;
+  if (rho < 0.0f || !(own.most < INFINITY)) return;
+  // s = (|x~ - c~|^2 - |x~|^2) / 2; the roundings of D64 may add to the distance.
+  const double square = double(s.squares[at]), epsilon = double(epsilon_of(r.d)), d64 = double(r.d + 4) * 0x1p-52;
+  s.own[at].high = round_up(0.5 * (double(own.most) * (1.0 + d64) - square * (1.0 - epsilon)) + *p.slack);
+  s.own[at].low = round_down(0.5 * (double(own.least) * (1.0 - d64) - square * (1.0 + epsilon)) - *p.slack);
+}
+
+// Fill the list up to whole tiles with the slot of zeros.
+inline void fill_list(const Scratch& s, int64_t d, int64_t count) {
+  for (; count % kRows != 0; ++count) s.list[count] = int32_t(block_rows(d));
+}
+
+// The two lowest bounds of every slot of the list in the panels [first, last), per lane.
+template <class T>
+void find_lowest(const Prepared<T>& p, const Scratch& s, const Block& block, int64_t count, int64_t d, int64_t first,
+                 int64_t last, Lowest* low, Ahead* ahead) {
+  for (int64_t at = 0; at < (count + kRows - 1) / kRows * kRows; ++at) {
+    low[at] = Lowest{broadcast(INFINITY), broadcast(INFINITY), Ints{}};
+  }
+  scan(p, s, count, d, first, last, block.rho, ahead, [=](int64_t at, int64_t position, Floats left, Floats right) {
+    Lowest own = low[at];
+    update(&own, left, int32_t(position / kFloats));
+    update(&own, right, int32_t(position / kFloats + 1));
+    low[at] = own;
+  });
+}
+
+// Compare the slots with the groups that they need, and keep the two lowest of every group and of all.
+template <class T>
+void scan_groups(const Prepared<T>& p, const Scratch& s, const Block& block, int64_t d, Ahead* ahead) {
+  for (int64_t at = 0; at < block.count; ++at) {
+    s.low[at] = Lowest{broadcast(INFINITY), broadcast(INFINITY), Ints{}};
+  }
+  for (int64_t part = 0; part < 2 * p.groups.count; ++part) {
+    const int64_t g = part % p.groups.count, first = part * p.groups.stride;
+    const bool whole = part < p.groups.count;
+    int64_t count = 0;
+    for (int64_t at = 0; at < block.count; ++at) {
+      s.list[count] = int32_t(at);
+      count += (whole ? s.needs[at].whole : s.needs[at].changed) >> g & 1;
+    }
+    if (count == 0) continue;
+    fill_list(s, d, count);
+    find_lowest(p, s, block, count, d, first, first + p.groups.stride, s.low_in_group, ahead);
+    for (int64_t i = 0; i < count; ++i) {
+      const Lowest& low = s.low_in_group[i];
+      InGroups* in = s.in_groups + s.list[i];
+      merge(s.low + s.list[i], low);
+      const float lowest = in->first[g] = least(low.first);
+      if (g != s.own[s.list[i]].group) continue;
+      const uint32_t lanes = mask_at_most(low.first, broadcast(lowest));
+      in->second = (lanes & (lanes - 1)) != 0 ? lowest : least(low.first <= lowest ? low.second : low.first);
+      in->position = position_in(low, lanes);
+    }
+  }
+}
+
+// Labels of the slots in the list, from D64 of every centroid whose bound is at most the limit.
+template <class T>
+void rescan(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, int64_t count) {
+  if (count == 0) return;
+  fill_list(s, r.d, count);
+  Ahead none = {nullptr, nullptr};
+  scan(p, s, count, r.d, 0, p.groups.panels, block.rho, &none,
+       [=](int64_t i, int64_t position, Floats left, Floats right) {
+         if (i >= count) return;
+         const int64_t slot = s.list[i];
+         const Floats limit = broadcast(s.limit[slot]);
+         uint32_t mask = mask_at_most(left, limit) | mask_at_most(right, limit) << kFloats;
+         if (mask == 0) return;
+         const T* x = r.row(s.row[slot]);
+         // From four candidates on, all lanes of the panel cost less than one at a time.
+         const bool all = __builtin_popcount(mask) >= 4;
+         double distances[kPanel];
+         if (all) distance_panel(x, p.all.columns + position * r.d, r.d, distances);
+         for (; mask != 0; mask &= mask - 1) {
+           const int lane = __builtin_ctz(mask);
+           const int64_t index = p.all.index[position + lane];
+           if (index < 0) continue;  // padding, where the limit is infinite
+           consider(&s.best[slot], all ? distances[lane] : d64(x, r.centroids + index * r.d, r.d), index);
+         }
+       });
+  for (int64_t i = 0; i < count; ++i) r.labels[s.row[s.list[i]]] = s.best[s.list[i]].index;
+}
+
+// The label of a slot whose candidates are all known; whether they are. If not, `best` and `limit` are what a second
+// scan goes on from.
+template <class T>
+bool settle(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, int64_t slot,
+            int64_t* counts) {
+  const double rho = double(r.d + 4) * 0x1p-53;
+  const int64_t row = s.row[slot], before = s.own[slot].group < 0 ? -1 : r.before[row];
+  const T* x = r.row(row);
+  const Own& own = s.own[slot];
+  const Lowest& low = s.low[slot];
+  bool holds_own = own.most < INFINITY;
+  int64_t* label = r.labels + row;
+  // Most rows: no other centroid can have as low a score as the own one may have.
+  const uint32_t rivals = mask_at_most(low.first, broadcast(own.high));
+  if (s.inverses[slot] > 0.0f && own.high < INFINITY && mask_at_most(low.second, broadcast(own.high)) == 0 &&
+      (rivals == 0 || ((rivals & (rivals - 1)) == 0 && p.all.index[position_in(low, rivals)] == before))) {
+    *label = before;
+    return true;
+  }
+  s.limit[slot] = INFINITY;
+  s.best[slot] = Nearest{0.0, -1};
+  if (s.inverses[slot] > 0.0f) {
+    const float lowest = least(low.first);
+    if (!(lowest < INFINITY)) {
+      *label = before;  // there was nothing to compare with
+      return true;
+    }
+    const int64_t one = position_in(low, mask_at_most(low.first, broadcast(lowest)));
+    const double b = b_of(p.all.norm[one], p.all.b[one], block.rho);
+    float limit = limit_of(lowest, s.norms[slot], p.all.a[one], b, p.all.norm[one], rho, *p.slack);
+    limit = own.high < limit ? own.high : limit;
+    holds_own = holds_own && own.low <= limit;
+    uint32_t mask = mask_at_most(low.first, broadcast(limit));
+    // Complete unless a lane hides a second candidate behind its first.
+    if (mask_at_most(low.second, broadcast(limit)) == 0) {
+      int64_t candidates[kFloats + 1], count = 0;
+      if (holds_own) candidates[count++] = before;
+      for (; mask != 0; mask &= mask - 1) {
+        const int64_t index = p.all.index[position_in(low, mask)];
+        if (index >= 0 && !(holds_own && index == before)) candidates[count++] = index;
+      }
+      if (count > 1) {
+        ++counts[0];
+        Nearest best = {0.0, -1};
+        consider_all(&best, x, candidates, count, r.d, r.centroids);
+        candidates[0] = best.index;
+      }
+      *label = candidates[0];
+      return true;
+    }
+    s.limit[slot] = limit;
+  } else if (!finite_row(x, r.d)) {
+    *label = -1;
+    return true;
+  }
+  ++counts[0];
+  ++counts[1];
+  if (holds_own) consider(&s.best[slot], d64(x, r.centroids + before * r.d, r.d), before);
+  return false;
+}
+
+// Labels of the slots, once their candidates are in `low`.
+template <class T>
+void decide(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, int64_t* counts) {
+  int64_t open = 0;
+  for (int64_t slot = 0; slot < block.count; ++slot) {
+    if (!settle(r, p, s, block, slot, counts)) s.list[open++] = int32_t(slot);
+  }
+  rescan(r, p, s, block, open);
+}
+
+// The bounds of the groups that the slot was compared with, now that its label is known.
+template <class T>
+void renew_bounds(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t slot) {
+  const int64_t row = s.row[slot], before = r.before[row], label = r.labels[row];
+  float* bounds = r.bounds + row * kMaxGroups;
+  const uint32_t scanned = s.needs[slot].whole | s.needs[slot].changed;
+  const InGroups& in = s.in_groups[slot];
+  float scores[kMaxGroups];
+  memcpy(scores, in.first, sizeof scores);
+  const int g = s.own[slot].group;
+  if (label == before && g >= 0 && (scanned >> g & 1) != 0 && p.all.index[in.position] == label) scores[g] = in.second;
+  const float square = s.squares[slot] * (1.0f - 2.0f * epsilon_of(r.d));
+  // Every step rounds by less than 2^-22 of its operands. In the data's units; where float32 holds none, the bound is
+  // 0.
+  const bool has_unit = s.inverses[slot] > 0.0f && unit_of(p) < INFINITY;
+  const float unit = has_unit ? unit_of(p) * (1.0f - 0x1p-21f) : 0.0f;
+  for (int g = 0; g < kMaxGroups; ++g) {
+    const float twice = 2.0f * (scores[g] < kFarthest ? scores[g] : kFarthest),
+                v = square + twice - (square + fabsf(twice)) * 0x1p-21f - 0x1p-100f;
+    const float root = sqrtf(v > 0.0f ? v : 0.0f) * unit, bound = (root < kFarthest ? root : kFarthest) - 0x1p-126f;
+    bounds[g] = (scanned >> g & 1) != 0 && !(bound >= bounds[g]) ? bound : bounds[g];
+  }
+  if (label == before || before < 0) return;
+  // The centroid that was the row's own is now one of its group.
+  float* own = bounds + g;
+  const float root = sqrtf(s.own[slot].least) * unit;
+  const float bound = (root < kFarthest ? root : kFarthest) - 0x1p-126f;
+  *own = bound < *own ? bound : *own;
+}
+
+// Labels of the rows [start, stop) by all centroids; of bounds nothing is known any more.
+template <class T>
+void assign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t start, int64_t stop,
+                  int64_t n_threads, int64_t* counts) {
+  const int64_t most = block_rows(r.d);
+  for (int64_t first = start; first < stop; first += most) {
+    Block block = {};
+    const int64_t last = first + most < stop ? first + most : stop;
+    for (int64_t row = first; row < last; ++row) {
+      s.list[block.count] = int32_t(block.count);
+      pack_slot(r, p, s, row, kUnknown, Needs{}, &block);
+    }
+    fill_list(s, r.d, block.count);
+    // The next block of this thread, if the threads keep in step.
+    Ahead ahead = r.ahead(last < stop ? last : stop + (n_threads - 1) * (stop - start), most);
+    find_lowest(p, s, block, block.count, r.d, 0, p.groups.panels, s.low, &ahead);
+    decide(r, p, s, block, counts);
+  }
+  if (r.bounds != nullptr) memset(r.bounds + start * kMaxGroups, 0, sizeof(float) * kMaxGroups * size_t(stop - start));
+}
+
+// Labels and bounds of the rows [start, stop) by the centroids that they need.
+template <class T>
+void reassign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t start, int64_t stop,
+                    int64_t* counts) {
+  Block block = {};
+  for (int64_t row = start, since = start; row < stop; ++row) {
+    const Own own = find_own(r, p, row);
+    const Needs needs = find_needs(p, own, r.bounds + row * kMaxGroups);
+    if (needs.whole == 0 && needs.changed == 0) {
+      r.labels[row] = r.before[row];
+    } else {
+      pack_slot(r, p, s, row, own, needs, &block);
+    }
+    if (block.count < block_rows(r.d) && row + 1 < stop) continue;
+    // As many rows as the last slots took.
+    Ahead ahead = r.ahead(row + 1, row + 1 - since);
+    scan_groups(p, s, block, r.d, &ahead);
+    decide(r, p, s, block, counts);
+    for (int64_t slot = 0; slot < block.count; ++slot) renew_bounds(r, p, s, slot);
+    block = Block{0, 0.0f, block.guess};
+    since = row + 1;
+  }
+}
+
+// Whether bounds pay in this call, by the panels that a sample of the rows would be compared with. Finding that out and
+// keeping the bounds costs a row as much as comparing it with one panel more and 512 elements.
+template <class T>
+bool bounds_pay(const Rows<T>& r, const Prepared<T>& p, int64_t chunk) {
+  constexpr int64_t kMost = 512;
+  int64_t whole[kMaxGroups], changed[kMaxGroups], all = 0, rows = 0, needed = 0;
+  for (int64_t g = 0; g < p.groups.count; ++g) {
+    whole[g] = changed[g] = 0;
+    for (int64_t panel = g * p.groups.stride; panel < (g + 1) * p.groups.stride; ++panel) {
+      whole[g] += p.used[panel] > 0;
+      changed[g] += p.used[p.groups.panels + panel] > 0;
+    }
+    all += whole[g];
+  }
+  const int64_t chunks = (r.n + chunk - 1) / chunk, samples = (chunks + kSample - 1) / kSample;
+  const int64_t share = samples < kMost ? kMost / samples : 1;
+  for (int64_t start = 0; start < r.n; start += kSample * chunk) {
+    for (int64_t row = start; row < start + share && row < start + chunk && row < r.n; ++row) {
+      float bounds[kMaxGroups];
+      memcpy(bounds, r.bounds + row * kMaxGroups, sizeof bounds);
+      const Needs needs = find_needs(p, find_own(r, p, row), bounds);
+      for (int64_t g = 0; g < p.groups.count; ++g) {
+        needed += (needs.whole >> g & 1) * whole[g] + (needs.changed >> g & 1) * changed[g];
+      }
+      ++rows;
+    }
+  }
+  return needed + rows * (1 + 256 / pairs_of(r.d)) < rows * all;
+}
+
+}  // namespace
+}  // namespace DCFAST_ISA
+}  // namespace dcfast
