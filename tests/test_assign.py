@@ -128,6 +128,11 @@ def test_batched_and_strided(cpu_backend):
     wide = torch.randn(40, 12, generator=torch.Generator().manual_seed(1))
     assert torch.equal(ops.assign(wide[:, ::2], c), reference(wide[:, ::2].contiguous(), c))
     assert torch.equal(ops.assign(wide.T[:6].T, c), reference(wide[:, :6].contiguous(), c))
+    x, c = make(300, 40, 20, "normal", torch.float32)
+    gaps = torch.cat([x, -x], 1)[:, :40]
+    assert torch.equal(ops.assign(gaps, c), reference(x, c))
+    bounds = ops.lower_bounds(300, 40, x.device)
+    assert torch.equal(reassign(gaps, c, c, torch.full((300,), -1), bounds), reference(x, c))
 
 
 def moved(c, kind, share, generator):
@@ -142,6 +147,12 @@ def moved(c, kind, share, generator):
     if kind == "nonfinite":
         new[changed[-1]] = torch.nan
     return new
+
+
+def reassign(x, c, previous, labels, bounds):
+    out = torch.empty_like(labels)
+    assert int(ops.reassign(x, c, previous, labels, bounds, out)) == int((out != labels).sum())
+    return out
 
 
 def assert_bounds_hold(bounds, x, c, labels):
@@ -167,7 +178,7 @@ def test_reassign_is_assign(cpu_backend, dtype, share, kind):
         labels = reference(x, c) if share == 0.4 else torch.full((n,), -1)
         for step in range(4):
             new = moved(c, kind, share, generator) if share and step else c.clone()
-            labels = ops.reassign(x, new, c, labels, bounds)
+            labels = reassign(x, new, c, labels, bounds)
             assert torch.equal(labels, reference(x, new))
             assert_bounds_hold(bounds, x, new, labels)
             c = new
@@ -187,7 +198,7 @@ def test_reassign_on_real_steps(monkeypatch, isa, d, k, dtype):
     labels, bounds = torch.full((n,), -1), ops.lower_bounds(n, d, x.device)
     with ops.backend("native"):
         for _ in range(8):
-            labels = ops.reassign(x, c, previous, labels, bounds)
+            labels = reassign(x, c, previous, labels, bounds)
             assert torch.equal(labels, ops.assign(x, c))
             assert_bounds_hold(bounds, x, c, labels)
             previous, c = c, ops.means(ops.accumulate(x, labels, k), c)
@@ -205,7 +216,7 @@ def test_reassign_knows_nothing_of_groups_with_copies(dtype):
     previous = c
     with ops.backend("native"):
         for now in (c, together, together, c, x[:100], together, x[100:200]):
-            labels = ops.reassign(x, now, previous, labels, bounds)
+            labels = reassign(x, now, previous, labels, bounds)
             assert torch.equal(labels, reference(x, now))
             assert_bounds_hold(bounds, x, now, labels)
             previous = now
@@ -214,16 +225,20 @@ def test_reassign_knows_nothing_of_groups_with_copies(dtype):
 def test_reassign_checks_its_arguments():
     x, c = make(20, 25, 4, "normal", torch.float32)
     labels, bounds = torch.zeros(20, dtype=torch.int64), ops.lower_bounds(20, 25, x.device)
+    out = torch.empty_like(labels)
     with pytest.raises(ValueError, match="previous is torch"):
-        ops.reassign(x, c, c.double(), labels, bounds)
+        ops.reassign(x, c, c.double(), labels, bounds, out)
     with pytest.raises(ValueError, match="labels"):
-        ops.reassign(x, c, c, labels[1:], bounds)
+        ops.reassign(x, c, c, labels[1:], bounds, out)
     with pytest.raises(ValueError, match="one problem"):
-        ops.reassign(x[None], c[None], c[None], labels[None], bounds)
+        ops.reassign(x[None], c[None], c[None], labels[None], bounds, out)
     for wrong in (bounds[1:], bounds.double(), bounds[:, 1:], torch.zeros(20, 0)):
         with pytest.raises(ValueError, match="bounds is torch"):
-            ops.reassign(x, c, c, labels, wrong)
-    torch.library.opcheck(torch.ops.dcfast.reassign.default, (x, c, c + 1, reference(x, c), bounds))
+            ops.reassign(x, c, c, labels, wrong, out)
+    for wrong in (out[1:], out.int(), torch.zeros(40, dtype=torch.int64)[::2]):
+        with pytest.raises((ValueError, TypeError), match="out"):
+            ops.reassign(x, c, c, labels, bounds, wrong)
+    torch.library.opcheck(torch.ops.dcfast.reassign.default, (x, c, c + 1, reference(x, c), bounds, out))
 
 
 def test_empty_inputs(cpu_backend):

@@ -148,7 +148,10 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
   Prepared<T> p;
   layout(r.k, r.d, narrow, r.previous != nullptr, workspace, &p);
   if (*p.all.live == 0) {
-    for (int64_t row = 0; row < r.n; ++row) r.labels[row] = -1;
+    for (int64_t row = 0; row < r.n; ++row) {
+      r.labels[row] = -1;
+      counts[2] += r.before != nullptr && r.before[row] != -1;
+    }
     return;
   }
   int64_t rows = narrow ? kNarrowBlock : block_rows(r.d);
@@ -159,8 +162,8 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
   }
   const int64_t blocks = (r.n + rows - 1) / rows;
   const bool bounded = r.previous != nullptr && bounds_pay(r, p, rows);
-  int64_t rechecked = 0, rescanned = 0;
-#pragma omp parallel num_threads(n_threads) reduction(+ : rechecked, rescanned)
+  int64_t rechecked = 0, rescanned = 0, moved = 0;
+#pragma omp parallel num_threads(n_threads) reduction(+ : rechecked, rescanned, moved)
   {
     IeeeMode own_mode;
     Scratch wide = {};
@@ -183,12 +186,14 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
       } else {
         assign_block(r, p, wide, start, stop, n_threads, own);
       }
+      for (int64_t row = start; r.before != nullptr && row < stop; ++row) moved += r.labels[row] != r.before[row];
     }
     rechecked += own[0];
     rescanned += own[1];
   }
   counts[0] += rechecked;
   counts[1] += rescanned;
+  counts[2] += moved;
 }
 
 }  // namespace

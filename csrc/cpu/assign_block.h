@@ -30,8 +30,8 @@ struct Rows {
   int64_t stride, n, d;
   const T* centroids;
   int64_t k;
-  const T* previous;      // null, or with the next two
-  const int64_t* before;  // [n] labels for `previous`; -1 where they are not known
+  const T* previous;      // null, or with bounds
+  const int64_t* before;  // [n] labels for `previous`, -1 where they are not known; or null
   float* bounds;          // [n][kMaxGroups]
   int64_t* labels;        // [n]
 
@@ -370,7 +370,7 @@ bool bounds_pay(const Rows<T>& r, const Prepared<T>& p, int64_t chunk) {
     all += whole[g];
   }
   const int64_t chunks = (r.n + chunk - 1) / chunk, samples = (chunks + kSample - 1) / kSample;
-  const int64_t share = samples < kMost ? kMost / samples : 1;
+  const int64_t share = 1 + kMost / (samples + 1);
   for (int64_t start = 0; start < r.n; start += kSample * chunk) {
     for (int64_t row = start; row < start + share && row < start + chunk && row < r.n; ++row) {
       float bounds[kMaxGroups];

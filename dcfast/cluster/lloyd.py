@@ -95,6 +95,7 @@ def lloyd(
     say = print if points.ranks.rank == 0 else _silent
     own = torch.arange(k, device=device)
     labels = torch.full((points.n_samples,), -1, dtype=torch.int64, device=device)
+    new_labels = torch.empty_like(labels)
     running = ops.RunningSums(k, points.grid, points.weight_grid, device)
     before = centroids  # which `labels` and `bounds` belong to
     bounds = ops.lower_bounds(points.n_samples, points.n_features, device)
@@ -105,14 +106,9 @@ def lloyd(
         moved = torch.zeros((), dtype=torch.int64, device=device)
         with points.ranks.together():
             for at, rows in points.blocks():
-                previous = labels[at]
-                new_labels = ops.reassign(rows, centroids, before, previous, bounds[at])
-                running.move(rows, new_labels, previous, points.weight(at))
-                moved += torch.count_nonzero(new_labels != previous)
-                if points.n_samples == rows.shape[0]:
-                    labels = new_labels  # one block: no copy
-                else:
-                    labels[at] = new_labels
+                moved += ops.reassign(rows, centroids, before, labels[at], bounds[at], new_labels[at])
+                running.move(rows, new_labels[at], labels[at], points.weight(at))
+        labels, new_labels = new_labels, labels
         n_moved = int(points.ranks.sum(moved))
         sums = points.total_sums(running)
         vacant = torch.nonzero(sums.counts == 0)[:, 0]
@@ -148,7 +144,8 @@ def lloyd(
     if converged != "labels":
         with points.ranks.together():
             for at, rows in points.blocks():
-                labels[at] = ops.reassign(rows, centroids, before, labels[at], bounds[at])
+                ops.reassign(rows, centroids, before, labels[at], bounds[at], new_labels[at])
+        labels = new_labels
     return Lloyd(centroids, labels, points.inertia(centroids, labels), n_iter, converged)
 
 

@@ -208,14 +208,15 @@ class _Run:
         centroids = self._normalized(first)
         running = ops.RunningSums(k, self.grid, self.weight_grid, self.x.device)
         labels = torch.full((n,), -1, dtype=torch.int64, device=self.x.device)
-        stored = self.index._stored(self._normalized(first))
+        new_labels = torch.empty_like(labels)
+        stored = self.index._stored(centroids)
         bounds = ops.lower_bounds(n, self.x.shape[1], self.x.device)
         objective = previous = 0.0
         for iteration in range(cp.niter):
             searching = time.perf_counter()
             before, stored = stored, self.index._stored(centroids)
-            moved_from = labels
-            labels = ops.reassign(self.queries, stored, before, labels, bounds)
+            ops.reassign(self.queries, stored, before, labels, bounds, new_labels)
+            moved_from, labels, new_labels = labels, new_labels, labels
             self.search_seconds += time.perf_counter() - searching
             running.move(self.x, labels, moved_from, self.weight)
             sums = running.sums()

@@ -72,7 +72,7 @@ template <class T>
 void assign(const std::vector<T>& x, const Shape& s, const std::vector<T>& c, const std::vector<T>* previous,
             const std::vector<int64_t>* before, std::vector<float>* bounds, int n_threads,
             std::vector<int64_t>* labels) {
-  int64_t workspace_bytes, scratch_bytes, counts[2] = {};
+  int64_t workspace_bytes, scratch_bytes, counts[3] = {};
   const void* old = previous != nullptr ? previous->data() : nullptr;
   check(ops::assign_workspace(kType<T>, s.k, s.d, previous != nullptr, &workspace_bytes));
   check(ops::assign_scratch(kType<T>, s.d, &scratch_bytes));

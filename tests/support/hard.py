@@ -47,5 +47,6 @@ def fit_denormals():
     x, c, new = rows(400, 0), rows(120, 1), rows(120, 2)
     new[::3] = c[::3]
     labels = ops.assign(x, c)
-    moved = ops.reassign(x, new, c, labels, ops.lower_bounds(*x.shape, x.device))
+    moved = torch.empty_like(labels)
+    ops.reassign(x, new, c, labels, ops.lower_bounds(*x.shape, x.device), moved)
     return labels.tolist(), moved.tolist(), bits(fit(x, 20))

@@ -44,7 +44,12 @@ def _n_groups(d: int, device: torch.device) -> int:
 
 
 def _check_reassign(
-    x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor, bounds: torch.Tensor
+    x: torch.Tensor,
+    centroids: torch.Tensor,
+    previous: torch.Tensor,
+    labels: torch.Tensor,
+    bounds: torch.Tensor,
+    out: torch.Tensor,
 ) -> None:
     _check(x, centroids)
     if x.dim() != 2:
@@ -63,14 +68,18 @@ def _check_reassign(
             f"torch.float32 {shape}"
         )
     _validate.same_device(bounds, "bounds", x)
+    _validate.integers(out, "out", x.shape[:-1])
+    _validate.same_device(out, "out", x)
+    if not out.is_contiguous():
+        raise ValueError(f"out has strides {out.stride()}: expected a contiguous tensor")
 
 
 _reassign_op = _registry.define(
     "reassign",
-    "(Tensor x, Tensor centroids, Tensor previous, Tensor labels, Tensor(a!) bounds) -> Tensor",
+    "(Tensor x, Tensor centroids, Tensor previous, Tensor labels, Tensor(a!) bounds, Tensor(b!) out) -> Tensor",
     package=__name__,
     check=_check_reassign,
-    fake=lambda x, centroids, previous, labels, bounds: _fake(x, centroids),
+    fake=lambda x, centroids, previous, labels, bounds, out: x.new_empty((), dtype=torch.int64),
     native_cpu=("assign_workspace", "assign_prepare", "assign_scratch", "assign"),
 )
 
@@ -133,7 +142,12 @@ def lower_bounds(n: int, d: int, device: torch.device) -> torch.Tensor:
 
 
 def reassign(
-    x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor, bounds: torch.Tensor
+    x: torch.Tensor,
+    centroids: torch.Tensor,
+    previous: torch.Tensor,
+    labels: torch.Tensor,
+    bounds: torch.Tensor,
+    out: torch.Tensor,
 ) -> torch.Tensor:
     """`assign(x, centroids)`, found sooner from what the iteration before has left.
 
@@ -150,19 +164,22 @@ def reassign(
         `assign(x, previous)`, or -1 where it is not known. With any other labels the result is not defined.
     bounds : Tensor of shape (N, G), float32
         From `lower_bounds` at first, then as the call with `previous` left them. Updated in place.
+    out : Tensor of shape (N,), int64
+        Receives what `assign(x, centroids)` returns, whatever the backend; only the native one looks at labels and
+        bounds. Other memory than `labels`.
 
     Returns
     -------
-    Tensor of shape (N,), int64
-        What `assign(x, centroids)` returns, whatever the backend; only the native one looks at labels and bounds.
+    Tensor of shape (), int64
+        Rows whose label in `out` differs from that in `labels`.
 
     Raises
     ------
     TypeError, ValueError
-        As `assign`, and if `previous`, `labels` or `bounds` do not fit.
+        As `assign`, and if `previous`, `labels`, `bounds` or `out` do not fit.
 
     Notes
     -----
     The bounds are those of Hamerly (2010) and of Ding et al., "Yinyang K-Means" (2015), for groups by index.
     """
-    return _reassign_op(x, centroids, previous, labels, bounds)
+    return _reassign_op(x, centroids, previous, labels, bounds, out)

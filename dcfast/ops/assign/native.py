@@ -22,25 +22,27 @@ def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
 
 
 def reassign(
-    x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor, bounds: torch.Tensor
+    x: torch.Tensor,
+    centroids: torch.Tensor,
+    previous: torch.Tensor,
+    labels: torch.Tensor,
+    bounds: torch.Tensor,
+    out: torch.Tensor,
 ) -> torch.Tensor:
-    out = _native.empty(labels.shape, torch.int64)
     if bounds.shape[1]:
-        _assign(x, centroids, out, previous, labels.contiguous(), bounds)
-    else:
-        _assign(x, centroids, out)
-    return out
+        return _assign(x, centroids, out, labels.contiguous(), previous, bounds)
+    return _assign(x, centroids, out, labels.contiguous())
 
 
 def _assign(
     x: torch.Tensor,
     centroids: torch.Tensor,
     labels: torch.Tensor,
-    previous: torch.Tensor | None = None,
     before: torch.Tensor | None = None,
+    previous: torch.Tensor | None = None,
     bounds: torch.Tensor | None = None,
-) -> None:
-    """Fill `labels`; `before` and `bounds` belong to the centroids `previous`."""
+) -> torch.Tensor:
+    """Fill `labels`; return how many differ from `before`, which like `bounds` belongs to the centroids `previous`."""
     core, (n, d), k = _native.cpu(), x.shape, centroids.shape[0]
     n_threads = _native.threads(2.0 * n * k * d)
     # float16 and bfloat16 are exact in float32.
@@ -55,7 +57,7 @@ def _assign(
     workspace_bytes, scratch_bytes = sizes.tolist()
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8)
     scratch = torch.empty(scratch_bytes * n_threads, dtype=torch.uint8)
-    counts = torch.zeros(2, dtype=torch.int64)
+    counts = torch.zeros(3, dtype=torch.int64)
     core.assign_prepare(dtype, centroids.data_ptr(), k, d, old, workspace.data_ptr(), n_threads)
     for start, stop in _native.slices(n, 2.0 * k * d, _BLOCK_ROWS * n_threads):
         rows = x[start:stop].to(wide)
@@ -78,3 +80,4 @@ def _assign(
             counts.data_ptr(),
             n_threads,
         )
+    return counts[2].clone()  # an op returns no part of a tensor

@@ -38,7 +38,13 @@ def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
 
 
 def reassign(
-    x: torch.Tensor, centroids: torch.Tensor, previous: torch.Tensor, labels: torch.Tensor, bounds: torch.Tensor
+    x: torch.Tensor,
+    centroids: torch.Tensor,
+    previous: torch.Tensor,
+    labels: torch.Tensor,
+    bounds: torch.Tensor,
+    out: torch.Tensor,
 ) -> torch.Tensor:
     bounds.zero_()
-    return assign(x, centroids)
+    out.copy_(assign(x, centroids))
+    return torch.count_nonzero(out != labels)

@@ -13,7 +13,7 @@ _SUM_WORDS = 80
 def point_distances(
     x: torch.Tensor, centroids: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None
 ) -> torch.Tensor:
-    out = torch.empty(x.shape[:-1], dtype=torch.float64)
+    out = _native.empty(x.shape[:-1], torch.float64)
     if x.dim() == 2:
         _point_distances(x, centroids, labels, sample_weight, out)
     else:
