@@ -144,7 +144,7 @@ void prepare(const T* c, int64_t k, int64_t d, const T* previous, char* workspac
 template <class T>
 void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* counts, int n_threads) {
   IeeeMode ieee;
-  const bool narrow = r.d <= kNarrow;
+  const bool narrow = r.d <= kNarrow, known = !narrow && r.previous != nullptr;
   Prepared<T> p;
   layout(r.k, r.d, narrow, r.previous != nullptr, workspace, &p);
   if (*p.all.live == 0) {
@@ -155,13 +155,13 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
     return;
   }
   int64_t rows = narrow ? kNarrowBlock : block_rows(r.d);
-  if (r.previous != nullptr) {
+  if (known) {
     // Rows that need a scan are gathered from several blocks, as long as every thread has its share.
     const int64_t share = r.n / (4 * n_threads);
     rows *= share < 2 * rows ? 1 : share < kBlocks * rows ? share / rows : kBlocks;
   }
   const int64_t blocks = (r.n + rows - 1) / rows;
-  const bool bounded = r.previous != nullptr && bounds_pay(r, p, rows);
+  const bool bounded = known && bounds_pay(r, p, rows);
   int64_t rechecked = 0, rescanned = 0, moved = 0;
 #pragma omp parallel num_threads(n_threads) reduction(+ : rechecked, rescanned, moved)
   {
@@ -181,7 +181,7 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
       if (narrow) {
         transpose(r.row(start), r.stride, stop - start, r.d, p, slim);
         assign_columns(r.row(start), r.stride, stop - start, r.d, r.centroids, p, slim, r.labels + start, own);
-      } else if (bounded || (r.previous != nullptr && block % kSample == 0)) {
+      } else if (bounded || (known && block % kSample == 0)) {
         reassign_block(r, p, wide, start, stop, own);
       } else {
         assign_block(r, p, wide, start, stop, n_threads, own);
