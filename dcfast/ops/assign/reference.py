@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from dcfast.ops.assign.anew import reassign
+
+__all__ = ["assign", "distances", "reassign"]
+
 # Rows at a time, so that a block of distances stays near 64 MiB.
 _BLOCK_ELEMENTS = 2**23
 
@@ -35,16 +39,3 @@ def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
         valid = block.isfinite().all(-1) & usable.any(-1, keepdim=True)
         labels[..., start : start + rows] = torch.where(valid, index, -1)
     return labels
-
-
-def reassign(
-    x: torch.Tensor,
-    centroids: torch.Tensor,
-    previous: torch.Tensor,
-    labels: torch.Tensor,
-    bounds: torch.Tensor,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    bounds.zero_()
-    out.copy_(assign(x, centroids))
-    return torch.count_nonzero(out != labels)

@@ -35,6 +35,9 @@ import triton
 import triton.language as tl
 
 from dcfast.ops._triton import CompileCase, block, device_of, persistent_programs, widen
+from dcfast.ops.assign.anew import reassign
+
+__all__ = ["assign", "compile_cases", "reassign"]
 
 # Elements of x' held at a time: 256 MiB. Slices bound the memory; they do not change a label.
 _SLICE_ELEMENTS = 2**27
@@ -578,16 +581,3 @@ def compile_cases() -> list[CompileCase]:
             )
         )
     return cases
-
-
-def reassign(
-    x: torch.Tensor,
-    centroids: torch.Tensor,
-    previous: torch.Tensor,
-    labels: torch.Tensor,
-    bounds: torch.Tensor,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    bounds.zero_()
-    out.copy_(assign(x, centroids))
-    return torch.count_nonzero(out != labels)
