@@ -68,10 +68,11 @@ def split_empty(
     -----
     O(k + e (k + d)) operations for e empty clusters.
     """
-    device = centroids.device
-    return _op(
-        centroids,
-        counts,
-        torch.as_tensor(seed, dtype=torch.int64, device=device),
-        torch.as_tensor(iteration, dtype=torch.int64, device=device),
-    )
+
+    def on_device(value: int | torch.Tensor) -> torch.Tensor:
+        if isinstance(value, torch.Tensor):
+            return torch.as_tensor(value, dtype=torch.int64, device=centroids.device)
+        # Filled there: a copy from the host would wait.
+        return torch.full((), value, dtype=torch.int64, device=centroids.device)
+
+    return _op(centroids, counts, on_device(seed), on_device(iteration))
