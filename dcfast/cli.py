@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 # Options that a resumed run may be given anew: they change how far or how fast it goes, not what it computes.
-_RESUMABLE = frozenset({"resume", "epochs", "workers"})
+_RESUMABLE = frozenset({"resume", "epochs", "workers", "cache", "max_memory"})
 
 
 @app.callback()
@@ -64,12 +64,25 @@ def train(
     threads: Annotated[int | None, typer.Option(help="CPU threads; what torch chooses.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode images.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    cache: Annotated[str | None, typer.Option(help="File to decode the images into, once.")] = None,
+    cache_side: Annotated[int, typer.Option(help="Shorter side of larger images in the cache.")] = 256,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16: what the network computes in.")] = (
+        "float32"
+    ),
+    compile: Annotated[bool, typer.Option(help="Compile the network by torch.compile.")] = False,
+    accumulate: Annotated[int, typer.Option(help="Parts of a batch that make a step: less memory.")] = 1,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Of features, such as 8GiB; more go to a file. Half of the device's memory.")
+    ] = None,
 ) -> None:
     """Train a network by DeepCluster, or go on with a run that was interrupted."""
     if resume is not None:
         given = [name for name in context.params if name not in _RESUMABLE and _was_given(context, name)]
         if given:
-            _fail(f"--resume takes {given[0].replace('_', '-')} from the run: give only --epochs or --workers with it")
+            _fail(
+                f"--resume takes {given[0].replace('_', '-')} from the run: give only "
+                "--epochs, --workers, --cache or --max-memory with it"
+            )
     elif data is None:
         _fail("give 'digits' or a folder of images, or --resume RUN")
     elif output is None:
@@ -87,7 +100,7 @@ def train(
         from dcfast.deepcluster.config import TrainConfig
 
         if resume is not None:
-            run = deepcluster.resume(resume, epochs=epochs, workers=workers)
+            run = deepcluster.resume(resume, epochs=epochs, workers=workers, cache=cache, max_memory=max_memory)
         else:
             assert data is not None
             assert output is not None
@@ -168,7 +181,9 @@ def _clean_errors(interrupted: Callable[[], str]) -> Iterator[None]:
         _fail(interrupted(), 130)
     except FloatingPointError as error:
         _fail(str(error), 1)
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+    except OSError as error:  # its own text begins with the number of the error
+        _fail(error.strerror if error.strerror and not error.filename else str(error))
+    except (ValueError, TypeError) as error:
         _fail(str(error))
 
 

@@ -148,10 +148,19 @@ class SobelConv2d(torch.nn.Module):
         shift: torch.Tensor | None = None,
         relu: bool = False,
     ) -> torch.Tensor:
-        """(N, 3, H, W) -> (N, out_channels, H', W'), for inference with the epilogue of `dcfast.ops.sobel_conv2d`."""
+        """(N, 3, H, W) -> (N, out_channels, H', W'), for inference with the epilogue of `dcfast.ops.sobel_conv2d`.
+
+        Under autocast in its dtype, like `torch.nn.Conv2d`.
+        """
+        weight: torch.Tensor = self.weight
+        bias: torch.Tensor | None = self.bias
+        if torch.is_autocast_enabled(image.device.type):
+            dtype = torch.get_autocast_dtype(image.device.type)
+            weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+            image = image if image.dtype == torch.uint8 else image.to(dtype)
         geometry = (self.stride, self.padding)
         return ops.sobel_conv2d(
-            image, self.weight, self.bias, *geometry, self.mean, self.std, scale=scale, shift=shift, relu=relu
+            image, weight, bias, *geometry, self.mean, self.std, scale=scale, shift=shift, relu=relu
         )
 
     def extra_repr(self) -> str:

@@ -195,6 +195,7 @@ def _write_run(folder, *, names=("thin", "thick"), per_class=12, labelled=True, 
             "n_corrupt": 0,
             "lr": 0.05,
             "seconds": {"features": 1.0, "pca": 0.5, "kmeans": 0.25, "training": 20.0},
+            "waiting": {"features": 0.75, "training": 4.0},
         }
         for epoch in range(1, epochs + 1)
     ]

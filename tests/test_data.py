@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dcfast.deepcluster.crops import CentreCrops, RandomCrops, batches, centre_box, random_box, resized
+from dcfast.deepcluster.crops import Batches, CentreCrops, RandomCrops, centre_box, random_box, resized
 from dcfast.deepcluster.data import DatasetSource, FolderSource, check_images, open_source
 
 
@@ -190,14 +190,14 @@ def test_crops_do_not_depend_on_the_workers():
     order = np.arange(50)[::-1]
     options = {"seed": 1, "epoch": 2, "min_crop": 0.5, "flip": True}
     cpu = torch.device("cpu")
-    alone = torch.cat(list(batches(RandomCrops(data, order, 8, **options), 0, cpu)))
-    others = torch.cat(list(batches(RandomCrops(data, order, 8, **options), 2, cpu)))
+    alone = torch.cat(list(Batches(RandomCrops(data, order, 8, **options), 0, cpu)))
+    others = torch.cat(list(Batches(RandomCrops(data, order, 8, **options), 2, cpu)))
     assert torch.equal(alone, others)
     assert alone.shape == (50, 3, 16, 16)
     # Keyed by position: another batch size cuts the same crops.
-    assert torch.equal(alone, torch.cat(list(batches(RandomCrops(data, order, 50, **options), 0, cpu))))
+    assert torch.equal(alone, torch.cat(list(Batches(RandomCrops(data, order, 50, **options), 0, cpu))))
     next_epoch = {**options, "epoch": 3}
-    assert not torch.equal(alone, torch.cat(list(batches(RandomCrops(data, order, 8, **next_epoch), 0, cpu))))
+    assert not torch.equal(alone, torch.cat(list(Batches(RandomCrops(data, order, 8, **next_epoch), 0, cpu))))
 
 
 def test_flips_mirror_half_of_the_crops():
@@ -215,7 +215,7 @@ def test_flips_mirror_half_of_the_crops():
 def test_centre_crops_are_the_eval_images():
     data = _check(open_source("digits"), limit=10)
     data.image_size = 12
-    together = torch.cat(list(batches(CentreCrops(data, 4), 0, torch.device("cpu"))))
+    together = torch.cat(list(Batches(CentreCrops(data, 4), 0, torch.device("cpu"))))
     assert torch.equal(together, torch.stack([data.eval_image(i) for i in range(10)]))
 
 
@@ -229,6 +229,6 @@ def test_reading_images_draws_from_no_global_generator():
         warnings.simplefilter("error")
         crops = RandomCrops(data, np.arange(10), 4, seed=0, epoch=0, min_crop=0.5, flip=True)
         for workers in (0, 1):
-            list(batches(crops, workers, torch.device("cpu")))
+            list(Batches(crops, workers, torch.device("cpu")))
     assert torch.equal(torch.get_rng_state(), states[0])
     np.testing.assert_array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002

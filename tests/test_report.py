@@ -24,6 +24,7 @@ from dcfast.deepcluster.report import train_command, write_report
 VOID = {"meta", "img", "br", "input", "link"}
 SVG_EMPTY = {"defs", "g", "path", "rect", "use"}
 
+STACKED = {"Seconds per stage", "What bounds an epoch, in per cent"}
 PROBE = {
     "layers": [
         {
@@ -155,7 +156,11 @@ def test_stands_alone_and_shows_the_numbers(make_run):
     ):
         assert line in text, line
     charts = dict(re.findall(r"<h3>([^<]*)</h3>(<svg.*?</svg>)", page.section("curves")))
-    lasts = {title: Page(svg).text_at_end() for title, svg in charts.items() if title != "Seconds per stage"}
+    lasts = {
+        title: Page(svg).text_at_end()
+        for title, svg in charts.items()
+        if " per " not in title or title == "Images per second"
+    }
     assert lasts == {
         "Loss": "2.125",
         "k-means objective": "0.75",
@@ -169,6 +174,8 @@ def test_stands_alone_and_shows_the_numbers(make_run):
     assert len(markers(charts["Loss"])) == 3
     assert len(markers(charts["NMI with the previous clustering"])) == 2  # the first epoch has no previous one
     assert {"features", "PCA", "k-means", "training"} <= set(Page(charts["Seconds per stage"]).text)
+    assert {"images", "network", "PCA", "k-means"} <= set(Page(charts["What bounds an epoch, in per cent"]).text)
+    assert "features bound by images (75%), training bound by the network (80%)" in text
     assert {"50.0", "75.0", "conv1", "untrained", "trained"} <= set(Page(page.section("probe")).text)
     options = page.section("configuration")
     assert "<tr><th>n clusters</th><td>6</td></tr>" in options
@@ -179,10 +186,10 @@ def test_every_picture_has_a_description(make_run):
     page = report(make_run())
     pictures = page.all("img")
     charts = page.all("svg")
-    assert len(charts) == 10  # nine curves and the sizes
+    assert len(charts) == 11  # ten curves and the sizes
     assert all(picture["alt"].strip() for picture in pictures)
     assert all(chart["role"] == "img" for chart in charts)
-    assert len({chart["aria-label"] for chart in charts}) == 10
+    assert len({chart["aria-label"] for chart in charts}) == 11
     assert sum("filters of conv1" in picture["alt"] for picture in pictures) == 4  # two views, before and after
 
 
@@ -238,7 +245,7 @@ def test_gone_images_are_said_to_be_gone(make_run):
     page = report(path)
     assert not page.all("img", class_="thumb")
     assert "The images cannot be shown" in "".join(page.text)
-    assert len(page.all("svg")) == 10
+    assert len(page.all("svg")) == 11
 
 
 def test_refuses_what_is_no_finished_run(make_run, tmp_path):

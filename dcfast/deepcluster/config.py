@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from dcfast.cluster.points import parse_memory
 from dcfast.deepcluster.keyed import MAX_SEED
 
-__all__ = ["ARCHITECTURES", "BALANCES", "TrainConfig"]
+__all__ = ["ARCHITECTURES", "BALANCES", "PRECISIONS", "TrainConfig"]
 
 ARCHITECTURES = ("alexnet", "vgg16", "small")
 BALANCES = ("sampler", "loss", "none")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 _SMALL_IMAGES = 64  # up to this many pixels a side the small network and its gentler crops are the default
 
@@ -64,6 +67,20 @@ class TrainConfig:
         Processes that decode images, 0 for none; results do not depend on it.
     device : str
         'auto' (a GPU where there is one), 'cpu' or 'cuda'.
+    cache : str or None
+        File to decode the images into once. Without it they are decoded in both passes of every epoch.
+    cache_side : int
+        Images whose shorter side is longer than this are scaled down to it in the cache, others kept as they are.
+    precision : {'float32', 'bfloat16', 'float16'}
+        What the network computes in; weights, sums and losses stay float32.
+    compile : bool
+        Compile the network by ``torch.compile``.
+    accumulate : int
+        Make the gradient of a step from this many parts of its batch, one after the other: less memory, the same
+        gradient, except that batch normalisation sees each part by itself.
+    max_memory : int, str or None
+        Bytes (or such as '8GiB') of features to hold in memory; more are kept in a file in the run directory, with the
+        same results. By default half of the memory of the device.
     """
 
     arch: str | None = None
@@ -87,11 +104,20 @@ class TrainConfig:
     threads: int | None = None
     workers: int | None = None
     device: str = "auto"
+    cache: str | None = None
+    cache_side: int = 256
+    precision: str = "float32"
+    compile: bool = False
+    accumulate: int = 1
+    max_memory: int | str | None = None
 
     def __post_init__(self) -> None:
         _one_of("arch", self.arch, (None, *ARCHITECTURES))
         _one_of("balance", self.balance, BALANCES)
-        for name in ("pca", "kmeans_iterations", "reassign"):
+        _one_of("precision", self.precision, PRECISIONS)
+        if self.max_memory is not None:
+            object.__setattr__(self, "max_memory", parse_memory(self.max_memory))
+        for name in ("pca", "kmeans_iterations", "reassign", "accumulate", "cache_side"):
             _at_least(name, getattr(self, name), 1)
         for name in ("epochs", "batch_size", "limit", "threads"):
             _at_least(name, getattr(self, name), 1)
@@ -128,7 +154,8 @@ class TrainConfig:
         Raises
         ------
         ValueError
-            If there are fewer images than clusters, or a GPU is asked for and there is none.
+            If there are fewer images than clusters, the cache would hold smaller images than the crops, or a GPU is
+            asked for and there is none.
         """
         digits = kind == "digits"
         size = self.image_size
@@ -140,6 +167,11 @@ class TrainConfig:
             raise ValueError(
                 f"n_clusters={n_clusters} needs at least as many images, got {n_images}: "
                 "lower --n-clusters or add images"
+            )
+        if self.cache is not None and self.cache_side < (size or default_size):
+            raise ValueError(
+                f"cache_side={self.cache_side} is less than the crops' {size or default_size} pixels: "
+                "raise --cache-side"
             )
         device = self.device
         if device == "auto":
@@ -158,6 +190,8 @@ class TrainConfig:
             threads=self.threads or torch.get_num_threads(),
             workers=(0 if small else 2) if self.workers is None else self.workers,
             device=device,
+            cache=None if self.cache is None else os.path.abspath(self.cache),
+            max_memory=self.max_memory or _memory(device) // 2,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,6 +206,12 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"unknown option {unknown[0]!r}; the options are {', '.join(sorted(names))}")
         return cls(**options)
+
+
+def _memory(device: str) -> int:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +18,7 @@ from dcfast.deepcluster.keyed import Stream, uniform_rows
 if TYPE_CHECKING:
     from dcfast.deepcluster.data import ImageData
 
-__all__ = ["CentreCrops", "RandomCrops", "batches", "centre_box", "random_box", "resized"]
+__all__ = ["Batches", "CentreCrops", "RandomCrops", "centre_box", "random_box", "resized"]
 
 Box = tuple[float, float, float, float]
 
@@ -74,15 +76,15 @@ def random_box(size: tuple[int, int], draws: np.ndarray, min_area: float) -> Box
 
 
 def resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
-    """Cut ``box`` out of an RGB image and scale it with antialiasing to (size, size, 3) uint8."""
+    """Cut ``box`` out of an RGB or grey image and scale it with antialiasing to (size, size, 3 or 1) uint8."""
     # Sums of rounded offsets may leave the image by an ulp, which Pillow refuses.
     left, top, right, bottom = box
     box = (max(left, 0.0), max(top, 0.0), min(right, float(image.width)), min(bottom, float(image.height)))
-    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box)).reshape(size, size, -1)
 
 
 class CentreCrops(torch.utils.data.Dataset[Tensor]):
-    """Item b is the b-th batch of centre crops, uint8 (batch, 3, S, S) in channels-last memory."""
+    """Item b is the b-th batch of centre crops, uint8 (batch, data.channels, S, S) in channels-last memory."""
 
     def __init__(self, data: ImageData, batch_size: int) -> None:
         self._data, self._batch_size = data, batch_size
@@ -97,7 +99,7 @@ class CentreCrops(torch.utils.data.Dataset[Tensor]):
 
 
 class RandomCrops(torch.utils.data.Dataset[Tensor]):
-    """Item b is the b-th batch of an epoch's training crops, uint8 (batch, 3, S, S) in channels-last memory.
+    """Item b is the b-th batch of an epoch's training crops, uint8 (batch, data.channels, S, S), channels last.
 
     The crop and the flip of an image are drawn for its position in the epoch, so that it does not matter which process
     makes the batch, nor when.
@@ -140,7 +142,7 @@ class RandomCrops(torch.utils.data.Dataset[Tensor]):
         members = self._order[first : first + self._batch_size]
         draws = uniform_rows(self._seed, Stream.CROP, self._epoch, first, len(members), _DRAWS)
         size = self._data.image_size
-        pixels = np.empty((len(members), size, size, 3), dtype=np.uint8)
+        pixels = np.empty((len(members), size, size, self._data.channels), dtype=np.uint8)
         for slot, (index, row) in enumerate(zip(members, draws, strict=True)):
             image = self._data.image(index)
             crop = resized(image, random_box(image.size, row, self._min_crop), size)
@@ -148,16 +150,69 @@ class RandomCrops(torch.utils.data.Dataset[Tensor]):
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def batches(crops: CentreCrops | RandomCrops, workers: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield the batches in order, on ``device``, made by ``workers`` processes (0: by this one)."""
-    on_gpu = device.type == "cuda"
-    loader = torch.utils.data.DataLoader(
-        crops,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=on_gpu,
-        # The loader numbers its workers' generators with a draw; nothing here reads them, and the caller's stay put.
-        generator=torch.Generator(),
-    )
-    for images in loader:
-        yield images.to(device, non_blocking=on_gpu)
+class Batches:
+    """The batches in order, uint8 (batch, 3, S, S) on a device, made by worker processes (0: by this one).
+
+    Grey crops come as three channels that are one in memory. On a GPU the next batch is copied from pinned memory
+    while the network works on this one.
+
+    Parameters
+    ----------
+    crops : CentreCrops or RandomCrops
+    workers : int
+    device : torch.device
+
+    Attributes
+    ----------
+    waited : float
+        Seconds spent waiting for crops so far, or making them where there are no workers.
+    """
+
+    def __init__(self, crops: CentreCrops | RandomCrops, workers: int, device: torch.device) -> None:
+        self._device = device
+        self._loader = torch.utils.data.DataLoader(
+            crops,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            # The loader numbers its workers' generators with a draw; nothing here reads them, and the caller's stay
+            # put.
+            generator=torch.Generator(),
+        )
+        self.waited = 0.0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        arriving = self._copied_ahead() if self._device.type == "cuda" else self._fetched()
+        for images in arriving:
+            yield images.expand(-1, 3, -1, -1)
+
+    def _fetched(self) -> Iterator[Tensor]:
+        loaded = iter(self._loader)
+        while True:
+            began = time.perf_counter()
+            images = next(loaded, None)
+            self.waited += time.perf_counter() - began
+            if images is None:
+                return
+            yield images
+
+    def _copied_ahead(self) -> Iterator[Tensor]:
+        copies, computes = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
+        previous: torch.cuda.Event | None = None
+        following: tuple[Tensor, torch.cuda.Event] | None = None
+        for images in chain(self._fetched(), (None,)):
+            current, following = following, None
+            if images is not None:
+                with torch.cuda.stream(copies):
+                    following = images.to(self._device, non_blocking=True), copies.record_event()
+            if current is None:
+                continue
+            on_device, copied = current
+            computes.wait_event(copied)
+            on_device.record_stream(computes)
+            yield on_device
+            # At most two steps ahead of the device: further ahead the host would wait for crops that nobody needs yet,
+            # and `waited` would say that crops are late where they are not.
+            if previous is not None:
+                previous.synchronize()
+            previous = computes.record_event()

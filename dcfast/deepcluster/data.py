@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from dcfast.deepcluster.cache import CachedImages, CacheLayout, Checked, Stamp, open_cache, write_cache
 from dcfast.deepcluster.crops import centre_box, resized
 from dcfast.deepcluster.keyed import Stream, generator
 
@@ -40,7 +41,7 @@ class Source(Protocol):
     """A numbered collection of images, before anybody has looked whether they decode.
 
     ``item(i)`` returns the RGB image and its label, -1 where it has none; it raises one of `DECODE_ERRORS` for an
-    image that cannot be read.
+    image that cannot be read. ``stamp(i)`` changes where the image or its label does; None if only decoding tells.
     """
 
     kind: str
@@ -49,6 +50,8 @@ class Source(Protocol):
     class_names: list[str]
 
     def item(self, index: int) -> tuple[Image.Image, int]: ...
+
+    def stamp(self, index: int) -> Stamp: ...
 
 
 class DigitsSource:
@@ -67,6 +70,10 @@ class DigitsSource:
     def item(self, index: int) -> tuple[Image.Image, int]:
         """Return image ``index`` and the digit that it shows."""
         return Image.fromarray(self._pixels[index]).convert("RGB"), int(self._labels[index])
+
+    def stamp(self, index: int) -> Stamp:
+        """Return None."""
+        return None
 
 
 class FolderSource:
@@ -118,12 +125,23 @@ class FolderSource:
     def item(self, index: int) -> tuple[Image.Image, int]:
         """Decode image ``index``."""
         name = self.names[index]
-        label = self._class_index[name.split("/", 1)[0]] if self._class_index else NO_LABEL
         with warnings.catch_warnings():
             # Pillow warns of odd metadata in files that it reads well; what it cannot read, it raises for.
             warnings.simplefilter("ignore")
             with Image.open(self._root / name) as image:
-                return _to_rgb(image), label
+                return _to_rgb(image), self._label(name)
+
+    def stamp(self, index: int) -> Stamp:
+        """Return the size and the time of the last change of the file, and the label."""
+        name = self.names[index]
+        try:
+            status = os.stat(self._root / name)
+        except OSError:  # such as a link that leads nowhere: decoding it fails, which is recorded
+            return 0, 0, self._label(name)
+        return status.st_size, status.st_mtime_ns, self._label(name)
+
+    def _label(self, name: str) -> int:
+        return self._class_index[name.split("/", 1)[0]] if self._class_index else NO_LABEL
 
 
 class DatasetSource:
@@ -157,6 +175,10 @@ class DatasetSource:
         if isinstance(item, tuple | list):
             item, label = item[0], max(NO_LABEL, int(item[1]))
         return _to_image(item), label
+
+    def stamp(self, index: int) -> Stamp:
+        """Return None: a data set may yield anything."""
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -215,6 +237,8 @@ class ImageData:
         Digest of names, labels and pixels.
     side : int
         Median of the images' shorter sides in pixels.
+    cache : CachedImages, optional
+        Where the images are read that crops are cut from, in the place of the source.
     """
 
     source: Source
@@ -224,6 +248,7 @@ class ImageData:
     corrupt: list[str] = field(default_factory=list)
     fingerprint: str = ""
     side: int = 0
+    cache: CachedImages | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -238,51 +263,50 @@ class ImageData:
         """What the labels mean; empty without labels."""
         return self.source.class_names
 
+    @property
+    def channels(self) -> int:
+        """1 with a grey cache, else 3."""
+        return 1 if self.cache is not None and self.cache.layout.grey else 3
+
     def image(self, index: int) -> Image.Image:
-        """Decode usable image ``index`` in its own size."""
-        return self.source.item(int(self.indices[index]))[0]
+        """Return usable image ``index``: decoded in its own size, or as the cache has it."""
+        number = int(self.indices[index])
+        return self.source.item(number)[0] if self.cache is None else self.cache.image(number)
 
     def eval_image(self, index: int) -> torch.Tensor:
-        """Return the centre crop of image ``index``: uint8 (3, image_size, image_size)."""
+        """Return the centre crop of image ``index``: uint8 (channels, image_size, image_size)."""
         image = self.image(index)
         pixels = resized(image, centre_box(image.size, self.image_size), self.image_size)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def thumbnail(self, index: int, size: int = 64) -> Image.Image:
         """Return the central square of image ``index``, ``size`` pixels a side."""
-        image = self.image(index)
+        image = self.source.item(int(self.indices[index]))[0]
         return Image.fromarray(resized(image, centre_box(image.size, size, whole=True), size))
 
 
-@dataclass(frozen=True)
-class _Checked:
-    digest: bytes
-    label: int
-    side: int
-    error: str
-
-
-class _Check(torch.utils.data.Dataset[list[_Checked]]):
+class _Check(torch.utils.data.Dataset[list[Checked]]):
     """Decodes images in chunks and says what came out; runs in the data workers."""
 
-    def __init__(self, source: Source, indices: np.ndarray, chunk: int) -> None:
-        self._source, self._indices, self._chunk = source, indices, chunk
+    def __init__(self, source: Source, indices: np.ndarray, chunk: int, layout: CacheLayout | None) -> None:
+        self._source, self._indices, self._chunk, self._layout = source, indices, chunk, layout
 
     def __len__(self) -> int:
         return -(-len(self._indices) // self._chunk)
 
-    def __getitem__(self, number: int) -> list[_Checked]:
+    def __getitem__(self, number: int) -> list[Checked]:
         chunk = self._indices[number * self._chunk : (number + 1) * self._chunk]
         return [self._look(int(index)) for index in chunk]
 
-    def _look(self, index: int) -> _Checked:
+    def _look(self, index: int) -> Checked:
         try:
             image, label = self._source.item(index)
         except DECODE_ERRORS as error:
-            return _Checked(b"", NO_LABEL, 0, f"{type(error).__name__}: {error}")
+            return Checked(b"", NO_LABEL, 0, f"{type(error).__name__}: {error}")
         digest = hashlib.blake2b(f"{image.size} {label} ".encode(), digest_size=16)
         digest.update(image.tobytes())
-        return _Checked(digest.digest(), label, min(image.size), "")
+        pixels = None if self._layout is None else self._layout.pixels(image)
+        return Checked(digest.digest(), label, min(image.size), "", pixels)
 
 
 def check_images(
@@ -291,8 +315,12 @@ def check_images(
     seed: int,
     workers: int,
     advance: Callable[[int], None] = lambda count: None,
+    layout: CacheLayout | None = None,
 ) -> ImageData:
     """Decode every image once: set aside those that fail, and take a fingerprint of the rest.
+
+    With a cache that holds the images as they are, nothing is decoded: it remembers what decoding told. Images of a
+    Dataset and the digits have no file whose size and time could be compared, and are decoded into it anew.
 
     Parameters
     ----------
@@ -306,6 +334,8 @@ def check_images(
         Processes that decode; the result does not depend on it.
     advance : callable
         Told how many images have been looked at since the last call.
+    layout : CacheLayout, optional
+        Of the cache to open, or to make along the way.
 
     Returns
     -------
@@ -315,21 +345,26 @@ def check_images(
     Raises
     ------
     ValueError
-        If no image can be decoded.
+        If no image can be decoded, or the file named as the cache is none, or one of another layout.
+    OSError
+        If the cache does not fit on its disk.
 
     Warns
     -----
     UserWarning
-        For every image that cannot be decoded, with its name and the reason.
+        For every image that cannot be decoded, with its name and the reason, and for a cache that must be made again.
     """
     candidates = _subset(len(source.names), limit, seed)
-    loader = torch.utils.data.DataLoader(
-        _Check(source, candidates, chunk=64), batch_size=None, num_workers=workers, collate_fn=_as_is
-    )
-    found: list[_Checked] = []
-    for chunk in loader:
-        found += chunk
-        advance(len(chunk))
+    cache = None
+    if layout is None:
+        found = list(_look(source, candidates, workers, advance, None))
+    else:
+        stamps = [source.stamp(int(index)) for index in candidates]
+        cache = open_cache(layout, source, candidates, stamps)
+        if cache is None:
+            looked = _look(source, candidates, workers, advance, layout)
+            cache = write_cache(layout, source, candidates, stamps, looked)
+        found = [cache.checked(int(index)) for index in candidates]
     total = hashlib.blake2b(digest_size=16)
     good, corrupt = [], []
     for index, checked in zip(candidates, found, strict=True):
@@ -352,7 +387,19 @@ def check_images(
         corrupt=corrupt,
         fingerprint=total.hexdigest(),
         side=int(np.median(sides)),
+        cache=cache,
     )
+
+
+def _look(
+    source: Source, candidates: np.ndarray, workers: int, advance: Callable[[int], None], layout: CacheLayout | None
+) -> Iterator[Checked]:
+    loader = torch.utils.data.DataLoader(
+        _Check(source, candidates, chunk=64, layout=layout), batch_size=None, num_workers=workers, collate_fn=_as_is
+    )
+    for chunk in loader:
+        yield from chunk
+        advance(len(chunk))
 
 
 def _subset(n_images: int, limit: int | None, seed: int) -> np.ndarray:
@@ -361,7 +408,7 @@ def _subset(n_images: int, limit: int | None, seed: int) -> np.ndarray:
     return np.sort(generator(seed, Stream.SUBSET).permutation(n_images)[:limit])
 
 
-def _as_is(chunk: list[_Checked]) -> list[_Checked]:
+def _as_is(chunk: list[Checked]) -> list[Checked]:
     return chunk
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from dcfast.deepcluster.config import TrainConfig
-from dcfast.deepcluster.crops import CentreCrops, batches
+from dcfast.deepcluster.crops import Batches, CentreCrops
 from dcfast.deepcluster.data import FolderSource, ImageData, check_images
 from dcfast.deepcluster.keyed import Stream, generator
 from dcfast.deepcluster.linear import MOMENTUM, accuracy, fit_linear
@@ -32,6 +31,7 @@ from dcfast.deepcluster.models import ConvNet
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.report import write_report
 from dcfast.deepcluster.run import Run, load_run
+from dcfast.deepcluster.rundir import mapped_array
 from dcfast.deepcluster.trainer import reproducible
 
 __all__ = ["LayerProbe", "ProbeResult", "pooling", "probe", "split_by_class"]
@@ -352,25 +352,21 @@ def _pooled(
     folder: Path | None,
     advance: Callable[[int], None],
 ) -> list[Tensor]:
-    features = [_allocate(len(data), block.n_features, folder) for block in blocks]
+    features = [
+        torch.empty(len(data), block.n_features)
+        if folder is None
+        else torch.from_numpy(mapped_array(len(data), block.n_features, folder))
+        for block in blocks
+    ]
     done = 0
     with torch.inference_mode():
-        for images in batches(CentreCrops(data, blocks[0].batch), options.workers or 0, device):
+        for images in Batches(CentreCrops(data, blocks[0].batch), options.workers or 0, device):
             outputs = model.conv_outputs(images)
             for block, rows in zip(blocks, features, strict=True):
                 rows[done : done + len(images)] = block.pool(outputs[block.position]).flatten(1).cpu()
             done += len(images)
             advance(len(images))
     return features
-
-
-def _allocate(n_rows: int, width: int, folder: Path | None) -> Tensor:
-    """Return an uninitialised float32 tensor, in memory or in a file in ``folder`` that vanishes with it."""
-    if folder is None:
-        return torch.empty(n_rows, width)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.truncate(4 * n_rows * width)
-        return torch.from_numpy(np.memmap(file, dtype=np.float32, shape=(n_rows, width), mode="r+"))
 
 
 def _split_images(run: Run, test: str | os.PathLike[str] | None, display: Display) -> tuple[ImageData, ImageData, str]:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Advance", "Display"]
+__all__ = ["Advance", "Display", "bound", "shares"]
 
 Advance = Callable[..., None]
 
@@ -27,6 +27,7 @@ _COLUMNS = (
     ("pca", 6),
     ("kmeans", 7),
     ("train", 7),
+    ("bound by", 15),
 )
 
 
@@ -92,7 +93,28 @@ class Display:
             _number(record["images_per_second"], 0),
             *(f"{seconds[stage]:.1f}s" for stage in ("features", "pca", "kmeans", "training")),
         )
+        limit, share = max(shares(record).items(), key=lambda item: item[1])
+        cells = (*cells, f"{limit} {share:.0%}")
         self.say("".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True)))
+
+
+def bound(seconds: float, waited: float) -> str:
+    """Say what bounds a stage that took so many seconds and waited for images so many of them."""
+    share = waited / seconds if seconds else 0.0
+    return f"bound by images ({share:.0%})" if share > 0.5 else f"bound by the network ({1 - share:.0%})"
+
+
+def shares(record: dict[str, Any]) -> dict[str, float]:
+    """Return the shares of an epoch's time: waiting for images, the network, PCA and k-means."""
+    seconds, waited = record["seconds"], sum(record["waiting"].values())
+    parts = {
+        "images": waited,
+        "network": seconds["features"] + seconds["training"] - waited,
+        "PCA": seconds["pca"],
+        "k-means": seconds["kmeans"],
+    }
+    total = sum(parts.values())
+    return {name: part / total for name, part in parts.items()}
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -20,6 +20,7 @@ from dcfast.deepcluster.charts import bar_chart, line_chart, size_chart, stacked
 from dcfast.deepcluster.data import DECODE_ERRORS, ImageData
 from dcfast.deepcluster.filters import first_filters, gradient_tiles, image_filters, mosaic
 from dcfast.deepcluster.page import number, page
+from dcfast.deepcluster.progress import bound, shares
 from dcfast.deepcluster.run import Run, load_run
 
 __all__ = ["train_command", "write_report"]
@@ -141,7 +142,19 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
     stages = {name: [record["seconds"][stage] for record in metrics] for stage, name in STAGES.items()}
     chart = stacked_chart("Seconds per stage by epoch", stages)
     figures.append(_figure("Seconds per stage", chart, "What each epoch took, the clustering included."))
+    parts = [shares(record) for record in metrics]
+    percent = {name: [100 * part[name] for part in parts] for name in parts[0]}
+    chart = stacked_chart("Per cent of the time by what bounds it, by epoch", percent)
+    figures.append(_figure("What bounds an epoch, in per cent", chart, escape(_bounds(metrics[-1]))))
     return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def _bounds(record: dict[str, Any]) -> str:
+    """Say what an epoch's time went into, and what would shorten it."""
+    seconds, waiting = record["seconds"], record["waiting"]
+    stages = [f"{stage} {bound(seconds[stage], waiting[stage])}" for stage in waiting if seconds[stage]]
+    remedy = "More --workers and --cache shorten the wait for images, --precision and --compile the network's work."
+    return f"In the last epoch: {', '.join(stages)}. {remedy}"
 
 
 def _figure(title: str, body: str, caption: str) -> str:

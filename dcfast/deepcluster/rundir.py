@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -11,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-__all__ = ["RunDir"]
+__all__ = ["RunDir", "mapped_array"]
 
 
 class RunDir:
@@ -109,6 +112,34 @@ class RunDir:
     def write_report(self, html: str) -> None:
         """Replace ``report.html``."""
         _replace(self.report, lambda file: file.write(html.encode()))
+
+
+def mapped_array(n_rows: int, width: int, folder: Path | None) -> np.memmap:
+    """Return an array of zeros, float32 (n_rows, width), in a file that vanishes with it.
+
+    Parameters
+    ----------
+    n_rows, width : int
+        The shape.
+    folder : Path or None
+        Where the file is; None for the system's directory of temporary files.
+
+    Raises
+    ------
+    OSError
+        If the disk has no room for it: a page that cannot be written later would end the process without a word.
+    """
+    n_bytes = 4 * n_rows * width
+    with tempfile.TemporaryFile(dir=folder) as file:
+        free = shutil.disk_usage(folder or tempfile.gettempdir()).free
+        if free < n_bytes:
+            raise OSError(
+                errno.ENOSPC,
+                f"features take {n_bytes:,} bytes, more than the memory they may have, and only {free:,} are free in "
+                f"{folder or tempfile.gettempdir()}: raise --max-memory or make room",
+            )
+        file.truncate(n_bytes)
+        return np.memmap(file, dtype=np.float32, shape=(n_rows, width), mode="r+")
 
 
 def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dcfast import KMeans, PCAWhiten
+from dcfast.cluster.points import parse_memory
 from dcfast.deepcluster.config import TrainConfig
-from dcfast.deepcluster.crops import CentreCrops, RandomCrops, batches
+from dcfast.deepcluster.crops import Batches, CentreCrops, RandomCrops
 from dcfast.deepcluster.data import ImageData
 from dcfast.deepcluster.keyed import Stream, seed_for, torch_draws
 from dcfast.deepcluster.models import ConvNet
-from dcfast.deepcluster.progress import Display
+from dcfast.deepcluster.progress import Display, bound
+from dcfast.deepcluster.rundir import mapped_array
 from dcfast.nn import InverseSizeCrossEntropy
 
 __all__ = ["Clustering", "cluster_features", "extract_features", "train_epoch"]
 
 _SHOW_EVERY = 10  # steps between looks at the loss, each of which waits for the device
+# Rows of features that PCA is given at once: whole blocks of its own (see `dcfast.cluster.whiten`), so that its bits do
+# not depend on where the features are.
+_PCA_ROWS = 4 * 4096
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,33 @@ class Clustering:
     kmeans_seconds: float
 
 
-def extract_features(model: ConvNet, data: ImageData, config: TrainConfig, display: Display) -> Tensor:
+def extract_features(
+    model: ConvNet,
+    data: ImageData,
+    config: TrainConfig,
+    display: Display,
+    waiting: dict[str, float],
+    folder: Path | None = None,
+) -> Tensor:
     """Compute the features of all centre crops in eval mode.
+
+    Parameters
+    ----------
+    model : ConvNet
+    data : ImageData
+    config : TrainConfig
+        Resolved options.
+    display : Display
+        Shows the progress.
+    waiting : dict
+        Is told how many seconds of 'features' went into waiting for images.
+    folder : Path, optional
+        Where features beyond ``config.max_memory`` are kept; by default the system's directory of temporary files.
 
     Returns
     -------
     Tensor of shape (N, model.feature_dim), float32
-        On the device of the model. Memory 4 N feature_dim bytes there.
+        On the device of the model, or in a mapped file if its 4 N feature_dim bytes are more than config.max_memory.
 
     Raises
     ------
@@ -63,21 +91,29 @@ def extract_features(model: ConvNet, data: ImageData, config: TrainConfig, displ
         If a feature is not finite.
     """
     device = next(model.parameters()).device
-    features = torch.empty(len(data), model.feature_dim, device=device)
-    crops = CentreCrops(data, _required(config.batch_size))
+    features = torch.as_tensor(_rows(len(data), model.feature_dim, config, device, folder))
+    batches = Batches(CentreCrops(data, _part(config)), _required(config.workers), device)
+    finite = torch.ones((), dtype=torch.bool, device=device)
     model.eval()
     done = 0
+    start = time.perf_counter()
     with torch.inference_mode(), display.stage("features", len(data)) as advance:
-        for images in batches(crops, _required(config.workers), device):
-            features[done : done + len(images)] = model.forward_features(images)
+        for images in batches:
+            with _autocast(config, device):
+                rows = model.forward_features(images)
+            features[done : done + len(images)] = rows
+            finite &= torch.isfinite(rows).all()
             done += len(images)
-            advance(len(images))
-    if not torch.isfinite(features).all():
+            advance(len(images), bound(time.perf_counter() - start, batches.waited))
+    if not finite:
         raise FloatingPointError("the network's features are not finite")
+    waiting["features"] = batches.waited
     return features
 
 
-def cluster_features(features: Tensor, config: TrainConfig, epoch: int, display: Display) -> Clustering:
+def cluster_features(
+    features: Tensor, config: TrainConfig, epoch: int, display: Display, folder: Path | None = None
+) -> Clustering:
     """Reduce, whiten and normalise the features, and cluster them from a new random start.
 
     Parameters
@@ -89,15 +125,26 @@ def cluster_features(features: Tensor, config: TrainConfig, epoch: int, display:
         Keys the start of k-means.
     display : Display
         Shows the progress.
+    folder : Path, optional
+        Where reduced features beyond ``config.max_memory`` are kept, as for `extract_features`.
     """
     n_images, dim = features.shape
     n_clusters = _required(config.n_clusters)
     start = time.perf_counter()
-    with display.stage("pca", 1) as advance:
+    device = torch.device(config.device)
+    with display.stage("pca", 2 * n_images) as advance:
         # N points span at most N - 1 dimensions once their mean is gone.
-        pca = PCAWhiten(n_components=max(1, min(config.pca, n_images - 1, dim)))
-        points = pca.fit_transform(features)
-        advance(1)
+        n_components = max(1, min(config.pca, n_images - 1, dim))
+
+        def chunks() -> Iterator[Tensor]:
+            for rows in features.split(_PCA_ROWS):
+                yield rows.to(device)
+                advance(len(rows))
+
+        pca = PCAWhiten(n_components).fit(chunks())
+        points = _rows(n_images, n_components, config, device, folder)
+        for rows, reduced in zip(chunks(), torch.as_tensor(points).split(_PCA_ROWS), strict=True):
+            reduced.copy_(pca.transform(rows))
     middle = time.perf_counter()
     with display.stage("k-means", config.kmeans_iterations) as advance:
         kmeans = KMeans(
@@ -108,6 +155,7 @@ def cluster_features(features: Tensor, config: TrainConfig, epoch: int, display:
             tol=0.0,
             random_state=seed_for(config.seed, Stream.KMEANS, epoch, bits=31),
             empty="split",
+            max_memory=config.max_memory,
             callback=lambda iteration, n_moved: advance(1, f"{n_moved} moved"),
         ).fit(points)
     end = time.perf_counter()
@@ -127,12 +175,14 @@ def train_epoch(
     model: ConvNet,
     top_layer: nn.Linear,
     optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
     data: ImageData,
     assignments: np.ndarray,
     order: np.ndarray,
     config: TrainConfig,
     epoch: int,
     display: Display,
+    waiting: dict[str, float],
 ) -> float:
     """Train on one epoch's images, their clusters being the targets.
 
@@ -142,6 +192,8 @@ def train_epoch(
         What is trained.
     optimizers : (Optimizer, Optimizer)
         Of the model and of the top layer.
+    scaler : GradScaler
+        Of the loss: enabled for float16.
     data : ImageData
         The images.
     assignments : ndarray of int64, shape (N,)
@@ -154,6 +206,8 @@ def train_epoch(
         Keys the crops and the dropout.
     display : Display
         Shows the progress.
+    waiting : dict
+        Is told how many seconds of 'training' went into waiting for images.
 
     Returns
     -------
@@ -179,32 +233,60 @@ def train_epoch(
     targets = torch.from_numpy(assignments[order]).to(device)
     sizes = torch.from_numpy(np.bincount(assignments)).to(device)
     criterion = InverseSizeCrossEntropy(sizes) if config.balance == "loss" else nn.CrossEntropyLoss()
+    weight = sizes.reciprocal() if config.balance == "loss" else torch.ones_like(sizes, dtype=torch.float32)
+    batches = Batches(crops, _required(config.workers), device)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    done = 0
+    done, note = 0, ""
     start = time.perf_counter()
     model.train()
     with display.stage("training", len(order)) as advance:
-        for step, images in enumerate(batches(crops, _required(config.workers), device)):
+        for step, images in enumerate(batches):
             target = targets[done : done + len(images)]
-            with torch_draws(device, config.seed, Stream.DROPOUT, epoch, step):
-                logits = top_layer(model(images))
-            loss = criterion(logits, target)
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            parts = zip(images.split(_part(config)), target.split(_part(config)), strict=True)
+            for number, (part, aim) in enumerate(parts):
+                position = step * config.accumulate + number
+                with torch_draws(device, config.seed, Stream.DROPOUT, epoch, position), _autocast(config, device):
+                    logits = top_layer(model(part))
+                # The loss of a batch is the mean of those of its parts, each with the weight of its images.
+                loss = criterion(logits.float(), aim) * (weight[aim].sum() / weight[target].sum())
+                scaler.scale(loss).backward()
+                total += loss.detach().double() * len(images)
             for optimizer in optimizers:
-                optimizer.step()
-            total += loss.detach().double() * len(images)
+                scaler.step(optimizer)
+            scaler.update()
             done += len(images)
-            note = ""
             if step % _SHOW_EVERY == 0 or done == len(order):
                 mean = total.item() / done
                 # NaN and infinity never leave a sum, so a look now and then misses none.
                 if not np.isfinite(mean):
                     raise FloatingPointError(f"the loss is {mean} at step {step + 1}")
-                note = f"loss {mean:.3f}  {done / (time.perf_counter() - start):.0f} images/s"
+                seconds = time.perf_counter() - start
+                note = f"loss {mean:.3f}  {done / seconds:.0f} images/s  {bound(seconds, batches.waited)}"
             advance(len(images), note)
+    waiting["training"] = batches.waited
     return total.item() / done
+
+
+def _part(config: TrainConfig) -> int:
+    """Images that pass through the network at once."""
+    return -(-_required(config.batch_size) // config.accumulate)
+
+
+def _autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    if config.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, getattr(torch, config.precision))
+
+
+def _rows(
+    n_rows: int, width: int, config: TrainConfig, device: torch.device, folder: Path | None
+) -> Tensor | np.memmap:
+    """Return room for float32 rows: on the device, or in a mapped file if they are more than ``config.max_memory``."""
+    if 4 * n_rows * width > parse_memory(config.max_memory):
+        return mapped_array(n_rows, width, folder)
+    return torch.empty(n_rows, width, device=device)
 
 
 def _required(value: int | None) -> int:

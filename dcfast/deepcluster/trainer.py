@@ -17,6 +17,7 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from dcfast.deepcluster import report
+from dcfast.deepcluster.cache import CacheLayout
 from dcfast.deepcluster.config import TrainConfig
 from dcfast.deepcluster.data import DatasetSource, ImageData, check_images, describe_source, open_source
 from dcfast.deepcluster.keyed import Stream, torch_draws
@@ -59,6 +60,11 @@ class Trainer:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
+        if config.compile:
+            # Kernels for each size of batch by itself: those for all sizes would serve, or not, by what came before.
+            compiled = torch.compile(self.model.forward_features, dynamic=False)
+            self.model.forward_features = compiled  # type: ignore[method-assign]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.assignments: np.ndarray | None = None
         self.history: list[dict[str, Any]] = []
         checkpoint = directory.read_checkpoint(self.device)
@@ -123,7 +129,8 @@ class Trainer:
         config = self.config
         phase = epoch % config.reassign
         seconds = {"features": 0.0, "pca": 0.0, "kmeans": 0.0, "training": 0.0}
-        clustering = self._cluster(epoch, seconds) if phase == 0 else self._carried()
+        waiting = {"features": 0.0, "training": 0.0}
+        clustering = self._cluster(epoch, seconds, waiting) if phase == 0 else self._carried()
         assert self.assignments is not None  # epoch 0 clusters
         n_images = len(self.data)
         began = time.perf_counter()
@@ -132,12 +139,14 @@ class Trainer:
             self.model,
             self.top_layer,
             (self.optimizer, self.top_optimizer),
+            self.scaler,
             self.data,
             self.assignments,
             order,
             config,
             epoch,
             self.display,
+            waiting,
         )
         seconds["training"] = time.perf_counter() - began
         return {
@@ -148,14 +157,15 @@ class Trainer:
             "n_corrupt": len(self.data.corrupt),
             "lr": config.lr,
             "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
+            "waiting": {stage: round(spent, 4) for stage, spent in waiting.items()},
         }
 
-    def _cluster(self, epoch: int, seconds: dict[str, float]) -> dict[str, Any]:
+    def _cluster(self, epoch: int, seconds: dict[str, float], waiting: dict[str, float]) -> dict[str, Any]:
         """Cluster anew and start a new top layer; return the epoch's metrics about it."""
         began = time.perf_counter()
-        features = extract_features(self.model, self.data, self.config, self.display)
+        features = extract_features(self.model, self.data, self.config, self.display, waiting, self.dir.path)
         seconds["features"] = time.perf_counter() - began
-        clustering = cluster_features(features, self.config, epoch, self.display)
+        clustering = cluster_features(features, self.config, epoch, self.display, self.dir.path)
         del features
         seconds["pca"], seconds["kmeans"] = clustering.pca_seconds, clustering.kmeans_seconds
         previous, self.assignments = self.assignments, clustering.assignments
@@ -202,6 +212,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "head": self.top_layer.state_dict(),
                 "optimizers": {"model": self.optimizer.state_dict(), "head": self.top_optimizer.state_dict()},
+                "scaler": self.scaler.state_dict(),
                 "assignments": torch.from_numpy(self.assignments),
                 "history": self.history,
             }
@@ -219,15 +230,16 @@ class Trainer:
         self._new_top_layer(len(checkpoint["head"]["bias"]))
         self.top_layer.load_state_dict(checkpoint["head"])
         self.top_optimizer.load_state_dict(checkpoint["optimizers"]["head"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
         self.assignments = checkpoint["assignments"].cpu().numpy()
         self.history = checkpoint["history"]
         self._publish()
 
     def _log(self, board: SummaryWriter, record: dict[str, Any]) -> None:
         for name, value in record.items():
-            if name == "seconds":
+            if name in ("seconds", "waiting"):
                 for stage, spent in value.items():
-                    board.add_scalar(f"seconds/{stage}", spent, record["epoch"])
+                    board.add_scalar(f"{name}/{stage}", spent, record["epoch"])
             elif name != "epoch" and value is not None:
                 board.add_scalar(name, value, record["epoch"])
         board.flush()
@@ -237,7 +249,10 @@ class Trainer:
             last = f"{self.dir.checkpoint} holds the last good state, after epoch {self.finished}"
         else:
             last = "no epoch had ended, so there is no checkpoint"
-        return f"epoch {epoch + 1}: {error}; {last}. Start again with a lower --lr than {self.config.lr:g}"
+        remedy = f"a lower --lr than {self.config.lr:g}"
+        if self.config.precision == "float16":
+            remedy += ", or with --precision bfloat16, which does not overflow"
+        return f"epoch {epoch + 1}: {error}; {last}. Start again with {remedy}"
 
 
 def start(
@@ -299,6 +314,8 @@ def resume(
     *,
     epochs: int | None = None,
     workers: int | None = None,
+    cache: str | None = None,
+    max_memory: int | str | None = None,
     display: Display | None = None,
 ) -> Trainer:
     """Open a run that was interrupted, or is to be made longer.
@@ -315,6 +332,10 @@ def resume(
         New total number of epochs.
     workers : int, optional
         New number of processes that decode images.
+    cache : str, optional
+        New place of the cache, for a run that has one.
+    max_memory : int or str, optional
+        New bound of the features in memory.
     display : Display, optional
         Shows the progress.
 
@@ -328,14 +349,20 @@ def resume(
     FileNotFoundError
         If there is no such run, or its images are gone.
     ValueError
-        If the images or the versions of what computes are not those that the run was started with.
+        If the images or the versions of what computes are not those that the run was started with, or a cache is given
+        to a run without one: its images may be scaled down, which changes results.
     """
     display, directory = display or Display(), RunDir(path)
     stored = directory.read_config()
     _require_versions(stored["versions"], directory)
     config = TrainConfig.from_dict(stored["options"])
-    if epochs is not None or workers is not None:
-        changes = {name: value for name, value in (("epochs", epochs), ("workers", workers)) if value is not None}
+    given = {"epochs": epochs, "workers": workers, "cache": cache, "max_memory": max_memory}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if cache is not None:
+        if config.cache is None:
+            raise ValueError(f"{path} was started without --cache, which may change results: go on without it")
+        changes["cache"] = os.path.abspath(cache)
+    if changes:
         config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
         stored["options"] = config.to_dict()
         directory.write_config(stored)
@@ -359,8 +386,9 @@ def _look(data: Data, config: TrainConfig, display: Display) -> ImageData:
     else:
         workers = config.workers
     total = min(config.limit or len(source.names), len(source.names))
+    layout = None if config.cache is None else CacheLayout(config.cache, config.cache_side, config.sobel)
     with display.stage("images", total) as advance:
-        return check_images(source, config.limit, config.seed, workers, advance)
+        return check_images(source, config.limit, config.seed, workers, advance, layout)
 
 
 def _versions() -> dict[str, str]:
