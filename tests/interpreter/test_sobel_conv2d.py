@@ -18,7 +18,7 @@ def test_sizes(size, kind):
     assert_as_good_as_torch(ops.sobel_conv2d, make(size, kind, torch.float32))
 
 
-@pytest.mark.parametrize("kind", ["channels_last", "strided", "tiny", "huge"])
+@pytest.mark.parametrize("kind", ["channels_last", "strided", "grey bytes", "tiny", "huge"])
 def test_layouts_and_scales(kind):
     assert_as_good_as_torch(ops.sobel_conv2d, make(SMALL[5], kind, torch.float32))
 

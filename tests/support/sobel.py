@@ -17,7 +17,7 @@ SIZES = [
     (1, 5, 6, 4, (7, 9), (2, 3), (5, 4)),  # a kernel larger than the image
     (1, 9, 30, 6, (2, 1), (1, 4), (0, 3)),  # a stride larger than the kernel
 ]
-KINDS = ["contiguous", "channels_last", "strided", "bytes", "tiny", "huge"]
+KINDS = ["contiguous", "channels_last", "strided", "bytes", "grey bytes", "tiny", "huge"]
 
 
 def make(size, kind, dtype, seed=0):
@@ -31,6 +31,8 @@ def make(size, kind, dtype, seed=0):
         image = torch.rand(n, width, 2 * height, 4, generator=generator)[:, :, ::2, 1:].permute(0, 3, 2, 1)
     elif kind == "bytes":
         image = (255 * image).round().to(torch.uint8)
+    elif kind == "grey bytes":  # three channels that are one in memory
+        image = (255 * image[:, :1]).round().to(torch.uint8).expand(-1, 3, -1, -1)
     elif kind in ("tiny", "huge"):
         image = image * (1e-20 if kind == "tiny" else 1e20)
     weight = torch.randn(filters, 2, *kernel, generator=generator) / (2 * kernel[0] * kernel[1]) ** 0.5
