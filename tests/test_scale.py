@@ -59,8 +59,16 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, options):
     assert_same_bits(tmp_path / "whole", tmp_path / "parts")
     stored = load_run(tmp_path / "whole").options
     assert all(getattr(stored, name) == (1024 if value == "1KiB" else value) for name, value in options.items())
-    scale = RunDir(tmp_path / "whole").read_checkpoint()["scaler"].get("scale")
-    assert (scale is not None) == (options.get("precision") == "float16")
+
+
+def test_the_scale_of_the_loss_is_saved(tmp_path):
+    train(tmp_path / "run", epochs=1, precision="float16")
+    directory = RunDir(tmp_path / "run")
+    saved = directory.read_checkpoint()
+    saved["scaler"]["scale"] /= 8  # as after three overflows
+    directory.write_checkpoint(saved)
+    scaler = resume(tmp_path / "run", epochs=2, display=Silent()).scaler
+    assert scaler.get_scale() == saved["scaler"]["scale"]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
