@@ -11,6 +11,20 @@ __device__ __forceinline__ uint32_t shared_address(const void* at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(at));
 }
 
+// 16 bytes to global memory, 16-byte aligned: an assignment may be taken apart into words.
+__device__ __forceinline__ void st_global_v4(void* at, uint4 bits) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "r"(bits.x), "r"(bits.y),
+               "r"(bits.z), "r"(bits.w)
+               : "memory");
+}
+
+// 2^x within 2 units of the last place; results below the normal numbers are 0.
+__device__ __forceinline__ float ex2_approx_ftz(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 // ---- sm_80: copies and products of a warp --------------------------------------------------------------------
 
 // 16 bytes from global to shared memory, both 16-byte aligned, past the first-level cache.

@@ -169,12 +169,13 @@ typedef int dcfast_cpu_weighted_cross_entropy_total_fn(int dtype, const int64_t*
 // logits are n rows of k; sizes (k), losses, maxima and log_sums (n each) are float32 for float32, float16 and
 // bfloat16 logits (the CPU functions take the first only) and float64 for float64 ones. losses are the weighted
 // losses of the rows, maxima + log_sums their log-sum-exp. sum gains the sum of the losses. gradient (n x k), unless
-// null, becomes row_gradient times the gradient of that sum.
+// null, becomes that of the sum of row_gradients[i] losses[i] (stride 0 if common to all rows); it may take the place
+// of logits without padding.
 typedef int dcfast_cpu_weighted_cross_entropy_fn(int dtype, const void* logits, int64_t row_stride,
                                                  const int64_t* target, const void* sizes, int64_t n, int64_t k,
                                                  int64_t ignore_index, double label_smoothing, void* losses,
-                                                 void* maxima, void* log_sums, double* sum, double row_gradient,
-                                                 void* gradient, int n_threads);
+                                                 void* maxima, void* log_sums, double* sum, const void* row_gradients,
+                                                 int64_t row_gradient_stride, void* gradient, int n_threads);
 // row_gradients (stride 0 if common to all rows) are those of the weighted losses; gradient is n x k.
 typedef int dcfast_cpu_weighted_cross_entropy_backward_fn(int dtype, const void* logits, int64_t row_stride,
                                                           const int64_t* target, const void* sizes, int64_t n,
@@ -182,12 +183,22 @@ typedef int dcfast_cpu_weighted_cross_entropy_backward_fn(int dtype, const void*
                                                           const void* row_gradients, int64_t row_gradient_stride,
                                                           const void* maxima, const void* log_sums, void* gradient,
                                                           int n_threads);
-// As on the CPU, without the gradient; sums are those of the losses and of the targets' weights, written in the dtype
-// of losses, the first divided by the second if `mean`; a target that is no class makes its row's loss NaN.
+// Loss and, unless null, gradient (n x k), which may take the place of logits without padding: that of the sum of
+// row_gradients[i] loss_i (stride 0 if common to all rows; null: 1), in the dtype of losses, divided by total if
+// `mean`. sum and total, unless sum is null, become those of the losses and of the targets' weights, in the dtype of
+// losses too, sum divided by total if `mean`. weights are 1 / size of the k classes and then their sum; null without
+// label smoothing. A target that is no class makes its row's loss and gradient NaN.
 typedef int dcfast_cuda_weighted_cross_entropy_fn(int dtype, const void* logits, int64_t row_stride,
-                                                  const int64_t* target, const void* sizes, int64_t n, int64_t k,
-                                                  int64_t ignore_index, double label_smoothing, bool mean, void* losses,
-                                                  void* maxima, void* log_sums, void* sums, void* stream);
+                                                  const int64_t* target, const void* sizes, const void* weights,
+                                                  int64_t n, int64_t k, int64_t ignore_index, double label_smoothing,
+                                                  bool mean, const void* row_gradients, int64_t row_gradient_stride,
+                                                  void* losses, void* maxima, void* log_sums, void* sum, void* total,
+                                                  void* gradient, void* stream);
+// The gradient alone, from what the rows came to; all row_gradients are divided by divisor, unless that is null.
+typedef int dcfast_cuda_weighted_cross_entropy_backward_fn(
+    int dtype, const void* logits, int64_t row_stride, const int64_t* target, const void* sizes, const void* weights,
+    int64_t n, int64_t k, int64_t ignore_index, double label_smoothing, const void* row_gradients,
+    int64_t row_gradient_stride, const void* divisor, void* maxima, void* log_sums, void* gradient, void* stream);
 
 // An op is one line here and one function of that name in csrc/cpu (or csrc/cuda): dispatch.cpp and
 // bindings.cpp are generated from these lists.
@@ -218,7 +229,9 @@ typedef int dcfast_cuda_weighted_cross_entropy_fn(int dtype, const void* logits,
   X(weighted_cross_entropy)       \
   X(weighted_cross_entropy_backward)
 
-#define DCFAST_CUDA_OPS(X) X(weighted_cross_entropy)
+#define DCFAST_CUDA_OPS(X)  \
+  X(weighted_cross_entropy) \
+  X(weighted_cross_entropy_backward)
 
 #ifdef __cplusplus
 namespace dcfast {

@@ -29,6 +29,15 @@ inline float emulator_half(const unsigned char* at) {
   return __half2float(value);
 }
 
+inline void st_global_v4(void* at, uint4 bits) {
+  emulator_require((reinterpret_cast<uintptr_t>(at) & 15) == 0, "st.global.v4: an address is not aligned");
+  memcpy(at, &bits, sizeof bits);
+}
+inline float ex2_approx_ftz(float x) {
+  const float power = exp2f(x);
+  return power < 0x1p-126f ? 0.0f : power;
+}
+
 // ---- sm_80 -----------------------------------------------------------------------------------------------------
 
 inline void cp_async_16(void* to_shared, const void* from_global) {
