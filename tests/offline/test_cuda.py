@@ -1,6 +1,7 @@
 """Every CUDA kernel for sm_80 and sm_90, with no GPU: registers, spills, and no fused multiply-add in D64."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,24 @@ def test_no_kernel_spills(kernels, count_backend):
         print(f"sm_{kernel.arch} {kernel.name}: {kernel.registers} registers, {kernel.stack_bytes} bytes of stack")
     assert [k for k in kernels if k.spills or k.local_bytes or k.stack_bytes] == []
     assert all(0 < k.registers <= 255 for k in kernels)
+
+
+def test_logits_and_gradients_move_16_bytes_at_a_time(kernels, count_backend):
+    count_backend("cuda-offline")
+    rows = [k for k in kernels if re.search(r"weighted_cross_entropy_(backward_)?rows", k.name)]
+    assert {k.arch for k in rows} == ARCHITECTURES
+    for kernel in rows:
+        # A load for each of the four that are under way, in either pass; a store for each, and one of zeros.
+        wide = [sum(o.startswith(opcode) for o in kernel.opcodes) for opcode in ("LDG.E.128", "STG.E.128")]
+        assert wide == [4 if "backward" in kernel.name else 8, 5]
+
+
+def test_float32_logits_leave_registers_for_1024_threads(kernels, count_backend):
+    count_backend("cuda-offline")
+    long_rows = [k for k in kernels if re.search(r"weighted_cross_entropy_\w*rowsI\w+Li512E", k.name)]
+    assert len(long_rows) == 2 * 2 * 4
+    for kernel in long_rows:
+        assert kernel.registers <= (128 if "rowsIdLi" in kernel.name else 64)
 
 
 def test_no_d64_kernel_fuses(kernels, count_backend):
