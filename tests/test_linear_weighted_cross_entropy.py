@@ -189,6 +189,13 @@ def test_autocast_is_that_of_the_two_steps(cpu_backend, dtype):
     assert torch.equal(raw, torch.ops.dcfast.linear_weighted_cross_entropy(*operands, target, sizes, -100, 0.0))
 
 
+def test_meta_tensors_and_fakes_compute_nothing():
+    loss = ops.linear_weighted_cross_entropy(*(t.to("meta") for t in (X.half(), W.half(), T, S)), reduction="none")
+    assert (loss.device.type, loss.shape, loss.dtype) == ("meta", (3,), torch.float16)
+    loss = ops.weighted_cross_entropy(*(t.to("meta") for t in (X[:, :2].half(), T, S)))
+    assert (loss.device.type, loss.shape, loss.dtype) == ("meta", (), torch.float16)
+
+
 def test_one_class_has_no_loss(cpu_backend):
     operands, target, sizes = make(3, 2, 1, torch.float64)
     for result in with_gradients(ours, operands, target, sizes, torch.tensor(1.0), label_smoothing=0.1):

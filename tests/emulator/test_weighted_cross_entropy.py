@@ -1,7 +1,5 @@
 """csrc/cuda/weighted_cross_entropy.cu on the emulated GPU, with torch's own error as the measure."""
 
-import itertools
-
 import pytest
 import torch
 from support.cross_entropy import DTYPES, KINDS, assert_as_accurate_as_torch, make
@@ -40,11 +38,9 @@ def in_place(logits, target, sizes, upstream, label_smoothing, reduction, ignore
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 def test_error_is_at_most_twice_that_of_torch(n, k, dtype):
-    kinds = KINDS if k < 1000 else ("normal", "masked", "ignored")
-    for kind, smoothing in itertools.product(kinds, (0.0, 0.1)):
-        if kind == "huge" and dtype == torch.float16:
-            continue  # 1e4 times normal numbers overflow float16
-        for reduction, upstream in (("mean", 1.0), ("sum", -1.5), ("none", 0.6)):
+    kinds = KINDS if dtype == torch.float32 and k < 1000 else ("masked", "ignored")
+    for kind in kinds:
+        for smoothing, reduction, upstream in ((0.0, "mean", 1.0), (0.1, "sum", -1.5), (0.1, "none", 0.6)):
             runs = (two_kernels, in_place)
             assert_as_accurate_as_torch(runs, n, k, kind, dtype, smoothing, reduction, upstream=upstream)
 

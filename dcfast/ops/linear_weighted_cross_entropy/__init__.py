@@ -253,11 +253,10 @@ def linear_weighted_cross_entropy(
     tensor(0.6269)
     """
     _validate.reduction(reduction)
-    device = input.device.type
     tensors: list[Any] = [input, linear_weight, linear_bias]
-    autocast = torch.is_autocast_enabled(device)
-    if autocast and input.dtype != torch.float64:
-        tensors = [None if t is None else t.to(torch.get_autocast_dtype(device)) for t in tensors]
+    autocast = _registry.autocast_dtype(input.device)
+    if autocast is not None and input.dtype != torch.float64:
+        tensors = [None if t is None else t.to(autocast) for t in tensors]
     arguments = (*tensors, target, cluster_sizes, ignore_index, label_smoothing)
     _check(*arguments)
     given = [t for t in tensors if t is not None]
@@ -270,4 +269,4 @@ def linear_weighted_cross_entropy(
             loss = _LossWithGradient.apply(divisor, *arguments)
         else:
             loss = _op(*arguments).sum(dtype=torch.float64) / divisor
-    return loss.to(_wide(given[0]) if autocast else given[0].dtype)
+    return loss.to(given[0].dtype if autocast is None else _wide(given[0]))

@@ -320,4 +320,4 @@ def weighted_cross_entropy(
     if _gradient_is_due(logits, reduction):
         return _LossWithGradient.apply(*arguments)
     loss = _op(*arguments)[0]
-    return loss if torch.is_autocast_enabled(logits.device.type) else loss.to(logits.dtype)
+    return loss.to(logits.dtype) if _registry.autocast_dtype(logits.device) is None else loss
