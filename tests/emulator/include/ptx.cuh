@@ -33,8 +33,10 @@ inline void st_global_v4(void* at, uint4 bits) {
   emulator_require((reinterpret_cast<uintptr_t>(at) & 15) == 0, "st.global.v4: an address is not aligned");
   memcpy(at, &bits, sizeof bits);
 }
+// As far off as the manual allows, 2^-22 of the result, to either side.
 inline float ex2_approx_ftz(float x) {
-  const float power = exp2f(x);
+  const float off = x == 0.0f ? 0.0f : __float_as_uint(x) & 1 ? 0x1p-22f : -0x1p-22f;
+  const float power = exp2f(x) * (1.0f + off);
   return power < 0x1p-126f ? 0.0f : power;
 }
 
