@@ -140,6 +140,8 @@ void wgmma_wait() {
   emulator::wait_for_groups(emulator::Groups::kProducts, kPending);
 }
 
+inline void wgmma_take(float (&)[64]) {}
+
 inline uint64_t wgmma_descriptor(const void* at) {
   return uint64_t((shared_address(at) & 0x3FFFF) >> 4) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 |
          uint64_t(1) << 62;
