@@ -204,9 +204,9 @@ __global__ void __launch_bounds__(kThreads, 1) certify_sm90(const AssignPass pas
 #pragma unroll
         for (int slab = 0; slab < kSlabs; ++slab) {
           if constexpr (kPromote) {
-            score_tile(total, bounds, size[slab], tile, lane, nearest + 2 * slab);
+            score_tile(total, bounds, size[slab], pass.clear_place, tile, lane, nearest + 2 * slab);
           } else {
-            score_tile(sums[slab], bounds, size[slab], tile, lane, nearest + 2 * slab);
+            score_tile(sums[slab], bounds, size[slab], pass.clear_place, tile, lane, nearest + 2 * slab);
           }
         }
         __syncwarp();
