@@ -77,7 +77,7 @@ def flash_kmeans_assign(problem: Problem) -> Call:
 
 
 def flash_kmeans_update(problem: Problem) -> Call:
-    from flash_kmeans import triton_centroid_update_sorted_euclid
+    from flash_kmeans.centroid_update_triton import triton_centroid_update_sorted_euclid
 
     _on_gpu(problem)
     labels = problem.labels.int()
@@ -85,7 +85,7 @@ def flash_kmeans_update(problem: Problem) -> Call:
 
 
 def flash_kmeans_iterate(problem: Problem) -> Call:
-    from flash_kmeans import triton_centroid_update_sorted_euclid
+    from flash_kmeans.centroid_update_triton import triton_centroid_update_sorted_euclid
 
     assign = flash_kmeans_assign(problem)
     return lambda: triton_centroid_update_sorted_euclid(problem.x, assign(), problem.c)
@@ -143,7 +143,7 @@ def fastkmeans_assign(problem: Problem) -> Call:
 
 
 def flash_kmeans_fit(problem: Problem, iterations: int) -> Call:
-    from flash_kmeans import batch_kmeans_Euclid
+    from flash_kmeans.kmeans_triton_impl import batch_kmeans_Euclid  # the package itself may hand out another one
 
     _on_gpu(problem)
     k = problem.c.shape[1]
