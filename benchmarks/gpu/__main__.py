@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import importlib.util
 import json
 import os
 import re
@@ -28,6 +29,7 @@ _LIMITS = {"install": 150.0, "tests": 150.0, "limits": 25.0, "memcheck": 40.0, "
 TABLE_LIMITS = {"k-means": 120.0, "sobel": 60.0, "loss": 60.0, "linear-loss": 45.0, "k-means++": 30.0}
 
 
+_TESTERS = 8
 # Where CUDA's tools are when the PATH does not say.
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
 _SANITIZER = shutil.which("compute-sanitizer", path=_PATH)
@@ -43,12 +45,14 @@ def parts(scratch: Path, site: Path, device: torch.device, small: bool) -> list[
     # Files that need a package which is not here fail to be collected, and are counted as errors.
     tested = sorted(str(f) for f in (ROOT / "tests").glob("test_*.py") if "pytest.mark.gpu" in f.read_text())
     pytest = [python, "-m", "pytest", "-m", "gpu", "--require-backends=gpu", "--continue-on-collection-errors"]
+    # Most of the time goes to Triton's compiler, which works on the CPU.
+    pytest += [f"-n{_TESTERS}"] if importlib.util.find_spec("xdist") else []
     pytest += ["-q", "-p", "no:cacheprovider", f"--junitxml={scratch / 'junit.xml'}", *tested]
     module = [python, "-m"]
     where = ["--device", device.type, *(["--small"] if small else [])]
     every = [
         Part("install", install, _LIMITS["install"], {"PATH": _PATH, "DCFAST_CUDA": "on"}),
-        Part("tests", pytest, _LIMITS["tests"], environment),
+        Part("tests", pytest, _LIMITS["tests"], {**environment, "OMP_NUM_THREADS": "2"}),
         Part("limits", [*module, "gpu.device", str(scratch / "device.json"), *where], _LIMITS["limits"], environment),
     ]
     every += [

@@ -13,6 +13,8 @@ from pathlib import Path
 
 # Below this a part would only start.
 _LEAST = 10.0
+# From an interrupt, on which pytest reports what it has, to the end.
+_GRACE = 8.0
 _TAIL = 2000
 
 
@@ -59,6 +61,9 @@ def run(part: Part, log: Path, deadline: float) -> Ended:
             ended = "ok" if code == 0 else f"exit code {code}"
         except subprocess.TimeoutExpired:
             ended = f"time limit of {limit:.0f} s"
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
