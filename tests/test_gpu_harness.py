@@ -160,7 +160,7 @@ def test_the_result_file(tmp_path, monkeypatch):
     made = contents(tmp_path, rows)
     assert made["commit"] == "0123abc"
     assert (made["tests"]["passed"], made["tests"]["failed"]) == (2, {"t::b": "unequal"})
-    assert made["tests"]["reasons_to_skip"] == {"t::c": "one GPU"}
+    assert made["tests"]["skipped_because"] == {"one GPU": 1}
     assert made["rows"][0]["errors"] == {"error": "nan"}
     assert made["serving"] == {"assign": "native"}
     assert not main.is_good(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import platform
@@ -35,7 +36,7 @@ KEYS = (
 )
 
 
-def _first_line(*command: str) -> str:
+def first_line(*command: str) -> str:
     """What a program says first, or that it is not there."""
     if shutil.which(command[0]) is None:
         return f"no {command[0]}"
@@ -45,7 +46,7 @@ def _first_line(*command: str) -> str:
 
 def commit(root: Path) -> str:
     """DCFAST_COMMIT, else that of the repository."""
-    return os.environ.get("DCFAST_COMMIT") or _first_line("git", "-C", str(root), "rev-parse", "HEAD")
+    return os.environ.get("DCFAST_COMMIT") or first_line("git", "-C", str(root), "rev-parse", "HEAD")
 
 
 def _version(package: str) -> str:
@@ -60,10 +61,10 @@ def machine(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
-        driver = _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        driver = first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     else:
         name, capability, driver = f"{platform.machine()} CPU", "none", "none"
-    packages = ("dcfast", "triton", "numpy", "scikit-learn", "cupy-cuda13x", "flash-kmeans", "flashlib", "fastkmeans")
+    packages = ("triton", "numpy", "scikit-learn", "cupy-cuda13x", "flash-kmeans", "flashlib", "fastkmeans")
     packages += ("liger-kernel", "cut-cross-entropy", "quack-kernels", "nvidia-cutlass-dsl")
     return {
         "device": name,
@@ -83,7 +84,8 @@ def tally(junit: Path) -> dict[str, Any]:
     suite = ElementTree.parse(junit).getroot().find("testsuite")
     assert suite is not None, f"{junit} has no testsuite"
     counts = {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}
-    failed, skipped = {}, {}
+    failed: dict[str, str] = {}
+    skipped: collections.Counter[str] = collections.Counter()
     for test in suite.iter("testcase"):
         name = f"{test.get('classname')}::{test.get('name')}"
         for child in test:
@@ -91,9 +93,9 @@ def tally(junit: Path) -> dict[str, Any]:
             if child.tag in ("failure", "error"):
                 failed[name] = message
             elif child.tag == "skipped":
-                skipped[name] = message
+                skipped[message] += 1
     passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
-    return {"ran": True, "passed": passed, **counts, "failed": failed, "reasons_to_skip": skipped}
+    return {"ran": True, "passed": passed, **counts, "failed": failed, "skipped_because": dict(skipped)}
 
 
 def read_rows(files: Iterable[Path]) -> list[dict[str, Any]]:
