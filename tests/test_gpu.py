@@ -8,7 +8,7 @@ from support.gpu import DEVICE, DTYPES, SERVING, bits, fitted, served_by, there
 from support.sobel import SIZES
 from support.sobel import make as make_images
 
-from dcfast import BisectingKMeans, KMeans, MiniBatchKMeans, PCAWhiten, ops
+from dcfast import BisectingKMeans, KMeans, MiniBatchKMeans, PCAWhiten, info, ops
 from dcfast.cluster.points import unit
 
 pytestmark = pytest.mark.gpu
@@ -352,6 +352,13 @@ def test_the_place_of_faiss(options):
         distances, labels = model.assign(x)
         results.append((model.centroids.tobytes(), model.obj.tobytes(), labels.tobytes(), distances.tobytes()))
     assert results[0] == results[1] == results[2]
+
+
+def test_what_serves_a_gpu_is_told():
+    facts = info.machine()
+    assert torch.cuda.get_device_name(0) in facts["GPU"]
+    assert facts["driver"].startswith("CUDA ")
+    assert {backend for backend, _ in info.serving("cuda").values()} <= {"native", "triton"}
 
 
 # sobel_conv2d sums in another order than the CPU: it is compared with float64.

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="sizes that only show that everything runs")
     parser.add_argument("--device", type=torch.device, default="cuda")
     arguments = parser.parse_args()
+    torch.backends.cudnn.benchmark = True  # the convolutions of peers at their best
     write_rows(arguments.name, arguments.file, arguments.device, arguments.small)
 
 
