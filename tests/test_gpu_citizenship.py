@@ -343,8 +343,8 @@ def test_cupy_arrays_on_a_stream_of_cupys(serving):
     with stream, served_by(serving):
         rows = cupy.zeros(x.shape, dtype=x.dtype)
         late = cupy.zeros((4096, 4096), dtype=cupy.float32)
-        for _ in range(20):
-            late = late @ late  # keeps the stream busy before the data come
+        for _ in range(300):
+            late = cupy.sqrt(late + 1)  # keeps the stream busy before the data come
         rows += cupy.asarray(x)
         model = KMeans(12, n_init=1, random_state=0).fit(rows)
         labels, centres = model.labels_ + 0, model.cluster_centers_ + 0

@@ -77,7 +77,8 @@ def parts(scratch: Path, site: Path, device: torch.device, small: bool) -> list[
     # not reported.
     checked = {**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for tool in ("memcheck", "racecheck") if _SANITIZER and device.type == "cuda" else ():
-        command = [_SANITIZER, "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9", *drive]
+        options = ["--report-api-errors", "no"] if tool == "memcheck" else []
+        command = [_SANITIZER, "--tool", tool, "--error-exitcode", "9", *options, *drive]
         every.append(Part(tool, command, _LIMITS[tool], checked))
     return every + tables[-_LAST:]
 

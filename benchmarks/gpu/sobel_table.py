@@ -89,8 +89,11 @@ def without_tf32(prepare: Callable[[Layer], Call]) -> Callable[[Layer], Call]:
         call = prepare(layer)
 
         def run() -> object:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+            allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+            try:
                 return call()
+            finally:
+                torch.backends.cudnn.allow_tf32 = allowed
 
         return run
 
