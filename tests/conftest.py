@@ -1,6 +1,6 @@
 """Fixtures of all test processes, the count of tests per backend, and the list of reasons for which a test may skip.
 
-The suite runs as three processes: tests/ (CPU), tests/interpreter and tests/offline (see CONTRIBUTING.md).
+The suite runs as four processes: tests/, tests/interpreter, tests/offline, tests/emulator (see CONTRIBUTING.md).
 """
 
 import collections
@@ -37,8 +37,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--require-backends",
         default="",
-        help="comma-separated backends (native, reference, triton-interpreter, triton-offline, cuda-offline, gpu): "
-        "the run fails if one of them served no test",
+        help="comma-separated backends (native, reference, triton-interpreter, triton-offline, cuda-offline, "
+        "cuda-emulated, gpu): the run fails if one of them served no test",
     )
 
 

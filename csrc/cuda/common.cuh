@@ -6,6 +6,8 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include <launch.cuh>
+
 #include "dcfast/core.h"
 
 namespace dcfast {

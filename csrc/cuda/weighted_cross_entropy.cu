@@ -237,16 +237,16 @@ void launch_rows(const Arguments<T>& a, cudaStream_t stream) {
   constexpr int kRows = kThreads / kWarp;
   if (a.k <= kWarpRow) {
     const int64_t blocks = (a.n + kRows - 1) / kRows;
-    row_losses<T, kSmooth, kWarp><<<unsigned(blocks < kMaxBlocks ? blocks : kMaxBlocks), kThreads, 0, stream>>>(a);
+    launch(row_losses<T, kSmooth, kWarp>, unsigned(blocks < kMaxBlocks ? blocks : kMaxBlocks), kThreads, 0, stream, a);
   } else {
-    row_losses<T, kSmooth, kThreads><<<unsigned(a.n < kMaxBlocks ? a.n : kMaxBlocks), kThreads, 0, stream>>>(a);
+    launch(row_losses<T, kSmooth, kThreads>, unsigned(a.n < kMaxBlocks ? a.n : kMaxBlocks), kThreads, 0, stream, a);
   }
 }
 
 template <class T>
-int launch(const void* logits, int64_t row_stride, const int64_t* target, const void* sizes, int64_t n, int64_t k,
-           int64_t ignore_index, double label_smoothing, bool mean, void* losses, void* maxima, void* log_sums,
-           void* sums, cudaStream_t stream) {
+int forward(const void* logits, int64_t row_stride, const int64_t* target, const void* sizes, int64_t n, int64_t k,
+            int64_t ignore_index, double label_smoothing, bool mean, void* losses, void* maxima, void* log_sums,
+            void* sums, cudaStream_t stream) {
   using W = typename Element<T>::Wide;
   const Arguments<T> a = {static_cast<const T*>(logits),
                           row_stride,
@@ -268,8 +268,8 @@ int launch(const void* logits, int64_t row_stride, const int64_t* target, const 
     const int status = launch_status();
     if (status != DCFAST_OK) return status;
   }
-  totals<W>
-      <<<1, kTotalThreads, 0, stream>>>(a.losses, target, a.sizes, n, k, ignore_index, mean, static_cast<W*>(sums));
+  launch(totals<W>, 1, kTotalThreads, 0, stream, a.losses, target, a.sizes, n, k, ignore_index, mean,
+         static_cast<W*>(sums));
   return launch_status();
 }
 
@@ -284,13 +284,13 @@ int weighted_cross_entropy(int dtype, const void* logits, int64_t row_stride, co
   };
   switch (dtype) {
     case DCFAST_FLOAT32:
-      return run(launch<float>);
+      return run(forward<float>);
     case DCFAST_FLOAT64:
-      return run(launch<double>);
+      return run(forward<double>);
     case DCFAST_FLOAT16:
-      return run(launch<__half>);
+      return run(forward<__half>);
     case DCFAST_BFLOAT16:
-      return run(launch<__nv_bfloat16>);
+      return run(forward<__nv_bfloat16>);
     default:
       return DCFAST_INVALID_DTYPE;
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -104,6 +106,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 def stream(device: torch.device) -> int:
     """The raw handle of torch's current CUDA stream on `device`."""
     return torch.cuda.current_stream(device).cuda_stream
+
+
+def device_of(x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Make the device of `x` current: kernels are launched on the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def slices(n_rows: int, operations_per_row: float, multiple: int = 1) -> Iterator[tuple[int, int]]:

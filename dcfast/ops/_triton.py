@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,11 +54,6 @@ class CompileCase:
     divisible: tuple[str, ...] = ()
     expect: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     forbid: tuple[str, ...] = ()
-
-
-def device_of(x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Make the device of `x` current: Triton launches on the current one."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def persistent_programs(x: torch.Tensor, most: int) -> int:

@@ -12,7 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from dcfast.ops._triton import CompileCase, block, device_of, power_of_two, round_words, widen
+from dcfast.ops._native import device_of
+from dcfast.ops._triton import CompileCase, block, power_of_two, round_words, widen
 from dcfast.ops.accumulate.grid import DIGIT
 from dcfast.ops.accumulate.moves import accumulate_moves
 

@@ -34,7 +34,8 @@ import torch
 import triton
 import triton.language as tl
 
-from dcfast.ops._triton import CompileCase, block, device_of, persistent_programs, widen
+from dcfast.ops._native import device_of
+from dcfast.ops._triton import CompileCase, block, persistent_programs, widen
 from dcfast.ops.assign.anew import reassign
 
 __all__ = ["assign", "compile_cases", "reassign"]

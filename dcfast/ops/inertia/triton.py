@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from dcfast.ops._triton import CompileCase, device_of, round_words, widen
+from dcfast.ops._native import device_of
+from dcfast.ops._triton import CompileCase, round_words, widen
 
 _DIGIT = tl.constexpr(32)
 _DIGITS = 68  # 2^-1074 ... 2^1023 and 62 bits for the carries of 2^62 additions

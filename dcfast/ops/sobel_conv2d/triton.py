@@ -16,7 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
-from dcfast.ops._triton import CompileCase, block, device_of
+from dcfast.ops._native import device_of
+from dcfast.ops._triton import CompileCase, block
 from dcfast.ops.sobel_conv2d._geometry import affine, fold, output_size, wide
 
 _TL = {torch.float32: tl.float32, torch.float64: tl.float64}

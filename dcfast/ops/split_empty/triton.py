@@ -6,7 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from dcfast.ops._triton import CompileCase, block, device_of
+from dcfast.ops._native import device_of
+from dcfast.ops._triton import CompileCase, block
 
 _OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 

@@ -46,7 +46,7 @@ def _on_cuda(
     statistics = torch.empty(2, n, dtype=sizes.dtype, device=logits.device)
     sums = torch.empty(2, dtype=sizes.dtype, device=logits.device)
     x = logits if logits.stride(1) == 1 else logits.contiguous()
-    with torch.cuda.device(logits.device):
+    with _native.device_of(logits):
         _native.cuda().weighted_cross_entropy(
             _DTYPES[x.dtype],
             x.data_ptr(),

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from dcfast.ops import _validate
-from dcfast.ops._triton import CompileCase, block, device_of
+from dcfast.ops._native import device_of
+from dcfast.ops._triton import CompileCase, block
 from dcfast.ops.weighted_cross_entropy.with_gradient import weighted_cross_entropy_with_gradient
 
 __all__ = [

@@ -1,0 +1,181 @@
+// Stands in for csrc/cuda/device/ptx.cuh: each instruction as the PTX manual describes it.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <vector>
+
+namespace dcfast {
+namespace cuda {
+
+inline void emulator_require(bool condition, const char* what) {
+  if (condition) return;
+  fprintf(stderr, "emulated GPU: %s\n", what);
+  abort();
+}
+
+inline uint32_t shared_address(const void* at) {
+  const auto offset = static_cast<const unsigned char*>(at) - emulator::dynamic_shared();
+  emulator_require(offset >= 0 && offset < 227 * 1024, "an address outside of dynamic shared memory");
+  return uint32_t(offset);
+}
+inline float emulator_half(const unsigned char* at) {
+  __half value;
+  memcpy(&value, at, sizeof value);
+  return __half2float(value);
+}
+
+// sum + a b, cut to 24 bits: the adders of the tensor cores truncate. The product of two float16 numbers is exact.
+inline float emulator_multiply_add(float sum, float a, float b) {
+  const double exact = double(sum) + double(a) * double(b);
+  const float rounded = float(exact);
+  return fabs(double(rounded)) > fabs(exact) ? nextafterf(rounded, 0.0f) : rounded;
+}
+
+// ---- sm_80 -----------------------------------------------------------------------------------------------------
+
+inline void cp_async_16(void* to_shared, const void* from_global) {
+  emulator_require((shared_address(to_shared) & 15) == 0 && (reinterpret_cast<uintptr_t>(from_global) & 15) == 0,
+                   "cp.async: an address is not aligned");
+  memset(to_shared, 0xFF, 16);
+  emulator::issue(emulator::Groups::kCopies, [=] { memcpy(to_shared, from_global, 16); });
+}
+inline void cp_async_commit() { emulator::commit(emulator::Groups::kCopies); }
+template <int kPending>
+void cp_async_wait() {
+  emulator::wait_for_groups(emulator::Groups::kCopies, kPending);
+}
+
+inline void ldmatrix_x4(uint32_t (&to)[4], const void* row) {
+  emulator_require((shared_address(row) & 15) == 0, "ldmatrix: an address is not aligned");
+  const unsigned char* rows = emulator::warp_exchange(0xFFFFFFFFu, &row, sizeof row);
+  for (unsigned i = 0; i < 4; ++i) {
+    const auto* from = emulator_lane<const unsigned char*>(rows, 8 * i + emulator::lane() / 4);
+    memcpy(&to[i], from + 4 * (emulator::lane() % 4), 4);
+  }
+}
+
+inline void mma_m16n8k16(float* sum, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const unsigned row = emulator::lane() / 4, column = 2 * (emulator::lane() % 4);
+  float rows[2][16], columns[2][16];
+  // Elements 2 q and the next of the first or the second 8 are with lane q of the four.
+  const uint32_t words[4] = {a[0], a[1], a[2], a[3]};
+  const unsigned char* all = emulator::warp_exchange(0xFFFFFFFFu, words, sizeof words);
+  for (unsigned k = 0; k < 16; ++k)
+    for (unsigned h = 0; h < 2; ++h)
+      rows[h][k] = emulator_half(all + 16 * (4 * row + k % 8 / 2) + 4 * (h + 2 * (k / 8)) + 2 * (k % 2));
+  all = emulator::warp_exchange(0xFFFFFFFFu, b, sizeof b);
+  for (unsigned k = 0; k < 16; ++k)
+    for (unsigned h = 0; h < 2; ++h)
+      columns[h][k] = emulator_half(all + 16 * (4 * (column + h) + k % 8 / 2) + 4 * (k / 8) + 2 * (k % 2));
+  for (unsigned i = 0; i < 4; ++i)
+    for (unsigned k = 0; k < 16; ++k) sum[i] = emulator_multiply_add(sum[i], rows[i / 2][k], columns[i % 2][k]);
+}
+
+// ---- sm_90a ----------------------------------------------------------------------------------------------------
+
+struct EmulatedBarrier {
+  uint64_t arrivals : 12, pending : 12, parity : 1;
+  int64_t bytes : 39;
+
+  void settle() {
+    if (pending != 0 || bytes != 0) return;
+    parity ^= 1;
+    pending = arrivals;
+  }
+};
+static_assert(sizeof(EmulatedBarrier) == sizeof(uint64_t));
+inline EmulatedBarrier* emulated(uint64_t* barrier) {
+  (void)shared_address(barrier);
+  return reinterpret_cast<EmulatedBarrier*>(barrier);
+}
+
+inline void mbarrier_init(uint64_t* barrier, uint32_t arrivals) {
+  EmulatedBarrier* b = emulated(barrier);
+  b->arrivals = b->pending = arrivals;
+  b->parity = 0;
+  b->bytes = 0;
+}
+inline void fence_mbarrier_init() {}
+inline void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) {
+  EmulatedBarrier* b = emulated(barrier);
+  emulator_require(b->pending > 0, "mbarrier: one arrival too many");
+  b->bytes += bytes;
+  --b->pending;
+  b->settle();
+}
+inline void mbarrier_arrive(uint64_t* barrier) { mbarrier_arrive_expect_tx(barrier, 0); }
+inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+  emulator::wait_until([=] { return emulated(barrier)->parity != parity; });
+}
+
+inline void cp_async_bulk(void* to_shared, const void* from_global, uint32_t bytes, uint64_t* barrier) {
+  emulator_require(
+      bytes % 16 == 0 && (shared_address(to_shared) & 15) == 0 && (reinterpret_cast<uintptr_t>(from_global) & 15) == 0,
+      "cp.async.bulk: a size or an address is not aligned");
+  memset(to_shared, 0xFF, bytes);
+  emulator::later([=] {
+    memcpy(to_shared, from_global, bytes);
+    EmulatedBarrier* b = emulated(barrier);
+    b->bytes -= bytes;
+    b->settle();
+  });
+}
+
+inline void bar_sync(int id, int threads) { emulator::named_barrier(id, threads, true); }
+inline void bar_arrive(int id, int threads) { emulator::named_barrier(id, threads, false); }
+template <int kRegisters>
+void setmaxnreg_inc() {}
+template <int kRegisters>
+void setmaxnreg_dec() {}
+
+inline void wgmma_fence() {}
+inline void wgmma_commit() { emulator::commit(emulator::Groups::kProducts); }
+template <int kPending>
+void wgmma_wait() {
+  emulator::wait_for_groups(emulator::Groups::kProducts, kPending);
+}
+
+inline void wgmma_take(float (&)[64]) {}
+
+inline uint64_t wgmma_descriptor(const void* at) {
+  return uint64_t((shared_address(at) & 0x3FFFF) >> 4) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 |
+         uint64_t(1) << 62;
+}
+
+// Element (row, k) of a matrix in the 128-byte swizzle: bits 4 to 6 of its address are exclusive-ored with bits 7 to 9.
+inline float emulated_element(uint64_t descriptor, unsigned row, unsigned k) {
+  emulator_require(descriptor >> 62 == 1, "wgmma: only the 128-byte swizzle is known here");
+  const uint32_t group_stride = uint32_t(descriptor >> 32 & 0x3FFF) << 4;
+  const uint32_t linear = (uint32_t(descriptor & 0x3FFF) << 4) + row / 8 * group_stride + row % 8 * 128 + 2 * k;
+  return emulator_half(emulator::dynamic_shared() + (linear ^ (linear >> 7 & 7) << 4));
+}
+
+inline void wgmma_m64n128k16(float (&sum)[64], uint64_t a, uint64_t b, bool accumulate) {
+  float* sums = sum;
+  const unsigned thread = threadIdx.x % 128;
+  emulator::issue(emulator::Groups::kProducts, [=] {
+    const unsigned row = thread / 32 * 16 + thread % 32 / 4, column = 2 * (thread % 4);
+    float rows[2][16];
+    for (unsigned h = 0; h < 2; ++h)
+      for (unsigned k = 0; k < 16; ++k) rows[h][k] = emulated_element(a, row + 8 * h, k);
+    for (unsigned g = 0; g < 16; ++g)
+      for (unsigned e = 0; e < 2; ++e) {
+        float total[2] = {accumulate ? sums[4 * g + e] : 0.0f, accumulate ? sums[4 * g + 2 + e] : 0.0f};
+        for (unsigned k = 0; k < 16; ++k) {
+          const float c = emulated_element(b, 8 * g + column + e, k);
+          total[0] = emulator_multiply_add(total[0], rows[0][k], c);
+          total[1] = emulator_multiply_add(total[1], rows[1][k], c);
+        }
+        sums[4 * g + e] = total[0];
+        sums[4 * g + 2 + e] = total[1];
+      }
+  });
+}
+
+}  // namespace cuda
+}  // namespace dcfast
