@@ -23,8 +23,8 @@ ifeq ($(shell uname -s),Linux)
 endif
 OFFLINE_BACKENDS := triton-offline$(if $(shell command -v nvcc),$(shell echo ,)cuda-offline)
 
-.PHONY: demo test test-cpu test-sklearn test-interpreter test-offline test-emulator bench lint format mutate sanitize sanitize-memory \
-  sanitize-threads wheel clean distclean
+.PHONY: demo test test-cpu test-sklearn test-interpreter test-offline test-emulator bench gpu lint format mutate sanitize \
+  sanitize-memory sanitize-threads wheel clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -60,6 +60,11 @@ test-emulator: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(PYTEST) benchmarks/bench_*.py -q -s
+
+# On a machine with an NVIDIA GPU, by $(PYTHON) and the torch, triton and pytest that it has; needs no network, and takes
+# nine minutes at most (see CONTRIBUTING.md).
+gpu:
+	PYTHONPATH="benchmarks$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m gpu
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
