@@ -12,15 +12,19 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt README.md $(shell find csrc dc
 export PYTHONSAFEPATH := 1
 PYTEST := $(BIN)/pytest
 
-# Triton has wheels for Linux only; without nvcc there are no CUDA objects to look into.
+# Triton has wheels for Linux only; without nvcc there are no CUDA objects to look into; the emulated GPU switches between
+# its threads with the registers of x86-64.
 PROCESSES := test-cpu
 ifeq ($(shell uname -s),Linux)
   PROCESSES += test-interpreter test-offline
+  ifeq ($(shell uname -m),x86_64)
+    PROCESSES += test-emulator
+  endif
 endif
 OFFLINE_BACKENDS := triton-offline$(if $(shell command -v nvcc),$(shell echo ,)cuda-offline)
 
-.PHONY: demo test test-cpu test-sklearn test-interpreter test-offline bench lint format mutate sanitize sanitize-memory \
-  sanitize-threads wheel clean distclean
+.PHONY: demo test test-cpu test-sklearn test-interpreter test-offline test-emulator bench gpu lint format mutate sanitize \
+  sanitize-memory sanitize-threads wheel clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -34,7 +38,7 @@ demo: $(VENV)/.installed
 test: $(PROCESSES)
 
 # Threads that spin while they wait starve those that work wherever the cores are busy with something else.
-test-cpu test-interpreter test-offline: export OMP_WAIT_POLICY := PASSIVE
+test-cpu test-interpreter test-offline test-emulator: export OMP_WAIT_POLICY := PASSIVE
 
 # Ten seeds of the tests that come with scikit-learn, where `make test` runs two.
 test-sklearn: export DCFAST_SKLEARN_SEEDS := 0-9
@@ -51,8 +55,16 @@ test-interpreter: $(VENV)/.test
 test-offline: $(VENV)/.test
 	$(PYTEST) tests/offline --require-backends=$(OFFLINE_BACKENDS)
 
+test-emulator: $(VENV)/.test
+	$(PYTEST) tests/emulator --require-backends=cuda-emulated
+
 bench: $(VENV)/.bench
 	$(PYTEST) benchmarks/bench_*.py -q -s
+
+# On a machine with an NVIDIA GPU, by $(PYTHON) and the torch, triton and pytest that it has; needs no network, and takes
+# nine minutes at most (see CONTRIBUTING.md).
+gpu:
+	PYTHONPATH="benchmarks$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m gpu
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Fixtures of all test processes, the count of tests per backend, and the list of reasons for which a test may skip.
 
-The suite runs as three processes: tests/ (CPU), tests/interpreter and tests/offline (see CONTRIBUTING.md).
+The suite runs as four processes: tests/, tests/interpreter, tests/offline, tests/emulator (see CONTRIBUTING.md).
 """
 
 import collections
@@ -16,6 +16,8 @@ from dcfast.ops import _registry
 # A skip for any other reason fails the run: patterns that the whole reason must match.
 SKIP_REASONS = (
     r"no CUDA device",
+    r"one CUDA device only",
+    r"no CuPy",
     r"no nvcc, and the installed build holds no CUDA kernels",
     r"no build tools",
     r"no objdump or nm",
@@ -35,8 +37,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--require-backends",
         default="",
-        help="comma-separated backends (native, reference, triton-interpreter, triton-offline, cuda-offline, gpu): "
-        "the run fails if one of them served no test",
+        help="comma-separated backends (native, reference, triton-interpreter, triton-offline, cuda-offline, "
+        "cuda-emulated, gpu): the run fails if one of them served no test",
     )
 
 

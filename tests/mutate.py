@@ -41,8 +41,27 @@ D64 = "csrc/cpu/d64.h"
 EXACT_SUM = "csrc/cpu/exact_sum.h"
 SPLIT = "csrc/cpu/split_empty.h"
 LLOYD = "csrc/cpu/lloyd.cpp"
+CUDA_ASSIGN = "csrc/cuda/assign.cuh"
+CUDA_ROWS = "csrc/cuda/assign_prepare.cu"
+CUDA_RECHECK = "csrc/cuda/assign_recheck.cu"
+SM80 = "csrc/cuda/assign_sm80.cu"
+SM90 = "csrc/cuda/assign_sm90.cu"
+EMULATED = "tests/emulator/test_assign.py"
 
 FAULTS = [
+    Fault("GPU: place not in the bound", CUDA_ASSIGN, "kW = 1.05 / (1 << 18)", "kW = 0.1 / (1 << 18)", EMULATED),
+    Fault("GPU: rest of rounding forgotten", CUDA_ROWS, "bounds.residual / kE", "0.0", EMULATED),
+    Fault("GPU: second of the recheck on ties", CUDA_RECHECK, "second < first)", "second > first)", EMULATED),
+    Fault("GPU: third score forgotten", CUDA_ASSIGN, "double(v3) > limit", "true", EMULATED),
+    Fault("GPU: slot freed early", SM90, "wgmma_wait<1>();", "wgmma_wait<8>();", EMULATED),
+    Fault(
+        "GPU: rows overwritten early",
+        SM90,
+        "mbarrier_wait(&barriers.rows_empty[block], rows_parity ^ 1);",
+        "",
+        EMULATED,
+    ),
+    Fault("GPU: copies not waited for", SM80, "cp_async_wait<2>();", "cp_async_wait<3>();", EMULATED),
     Fault("tie flipped", PREPARE, "index < best->index", "index > best->index", "tests/test_assign.py"),
     Fault(
         "recheck dropped",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dcfast import ops
+from dcfast.cluster import lloyd as cluster_lloyd
 from dcfast.cluster.lloyd import lloyd as one_run
 from dcfast.cluster.points import InMemory
 from dcfast.ops import _native
@@ -203,3 +204,21 @@ def test_opcheck(cpu_backend):
     low, n_words = ops.sum_grid(x, weights(50))
     arguments = (x, offsets, starts, weights(50), low, n_words, 5, torch.zeros(2).double(), "split", torch.arange(2))
     torch.library.opcheck(torch.ops.dcfast.lloyd.default, arguments)
+
+
+@pytest.mark.parametrize("empty", ["farthest", "split", "keep"])
+@pytest.mark.parametrize(("tol", "max_iter"), [(0.0, 300), (1e-2, 300), (0.0, 7)])
+def test_iterations_ahead_of_the_host_change_nothing(monkeypatch, empty, tol, max_iter):
+    # Three equal starts leave two clusters empty at once; a far one may empty later.
+    rows = torch.randn(600, 5, generator=torch.Generator().manual_seed(3))
+    start = torch.cat([rows[:20], rows[:1], rows[:1], rows[:1] + 1e3])
+    monkeypatch.setattr(InMemory, "is_small", lambda *_, **__: False)
+    runs = []
+    for ahead in (1, 3, 50):
+        monkeypatch.setitem(cluster_lloyd._AHEAD, "cpu", ahead)
+        runs.append(one_run(InMemory(rows), start, tol=tol, max_iter=max_iter, empty=empty, seed=5))
+    for run in runs[1:]:
+        assert torch.equal(run.centroids, runs[0].centroids)
+        assert torch.equal(run.labels, runs[0].labels)
+        assert (run.inertia, run.n_iter, run.converged) == (runs[0].inertia, runs[0].n_iter, runs[0].converged)
+    assert (runs[0].converged is None) == (max_iter == 7)

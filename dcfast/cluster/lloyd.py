@@ -11,6 +11,13 @@ import torch
 from dcfast import ops
 from dcfast.cluster.points import InMemory, Points, unit
 
+# Iterations that a device is given before the host looks at how the last ones went: to look costs a round trip in which
+# a GPU idles, and iterations past the end of a run change nothing. A processor would only do those for nothing.
+_AHEAD = {"cpu": 1, "cuda": 4}
+# How a run stands. Vacant clusters are the host's to fill.
+_GOING, _LABELS, _TOL, _OBJECTIVE, _VACANT = range(5)
+_CONVERGED = {_GOING: None, _LABELS: "labels", _TOL: "tol", _OBJECTIVE: "objective"}
+
 # Called once per iteration with its number and the rows that changed their label (all of them at first).
 Callback = Callable[[int, int], None]
 
@@ -90,8 +97,7 @@ def lloyd(
             seed=seed,
             grid=points.grid,
         )
-        converged = (None, "labels", "tol")[int(runs.ended)]
-        return Lloyd(runs.centroids[0], runs.labels, runs.inertia[0], int(runs.n_iter), converged)
+        return Lloyd(runs.centroids[0], runs.labels, runs.inertia[0], int(runs.n_iter), _CONVERGED[int(runs.ended)])
     say = print if points.ranks.rank == 0 else _silent
     own = torch.arange(k, device=device)
     labels = torch.full((points.n_samples,), -1, dtype=torch.int64, device=device)
@@ -99,54 +105,72 @@ def lloyd(
     running = ops.RunningSums(k, points.grid, points.weight_grid, device)
     before = centroids  # which `labels` and `bounds` belong to
     bounds = ops.lower_bounds(points.n_samples, points.n_features, device)
-    converged = None
-    n_iter = 0
-    objective = math.nan
-    while n_iter < max_iter and converged is None:
-        moved = torch.zeros((), dtype=torch.int64, device=device)
-        with points.ranks.together():
-            for at, rows in points.blocks():
-                moved += ops.reassign(rows, centroids, before, labels[at], bounds[at], new_labels[at])
-                running.move(rows, new_labels[at], labels[at], points.weight(at))
-        labels, new_labels = new_labels, labels
-        n_moved = int(points.ranks.sum(moved))
-        sums = points.total_sums(running)
-        vacant = torch.nonzero(sums.counts == 0)[:, 0]
-        if empty == "farthest" and vacant.numel():
-            new = _relocated(points, centroids, labels, running, vacant, spherical)
-        else:
+
+    def ending(new: torch.Tensor, n_moved: torch.Tensor) -> torch.Tensor:
+        still = (n_moved == 0) & (new == centroids).all()
+        return torch.where(still, _LABELS, torch.where(ops.inertia(new, centroids, own) <= tol, _TOL, _GOING))
+
+    ahead = _AHEAD[device.type] if points.ranks.size == 1 and is_plain else 1
+    # On the device: whether the run goes on or how it ended, its updates, and the rows that the last one moved.
+    state, updates, n_moved = torch.zeros(3, dtype=torch.int64, device=device)
+    n_iter, ended, objective = 0, _GOING, math.nan
+    while n_iter < max_iter and ended == _GOING:
+        for _ in range(min(ahead, max_iter - n_iter)):
+            moved = torch.zeros((), dtype=torch.int64, device=device)
+            with points.ranks.together():
+                for at, rows in points.blocks():
+                    moved += ops.reassign(rows, centroids, before, labels[at], bounds[at], new_labels[at])
+                    running.move(rows, new_labels[at], labels[at], points.weight(at))
+            labels, new_labels = new_labels, labels
+            sums = points.total_sums(running)
             new = _means(sums, centroids, spherical)
-        if empty == "split" and vacant.numel():
-            whole = new
-            new, _ = ops.split_empty(new, sums.counts, seed, n_iter)
-            if spherical:
-                new = torch.where((new != whole).any(1, keepdim=True), unit(new), new)
+            if empty == "split":
+                new = _split(new, sums.counts, seed, updates, spherical)
+            # Once the run has ended its centroids stay, and with them labels and sums.
+            goes_on = state == _GOING
+            n_moved = torch.where(goes_on, points.ranks.sum(moved), n_moved)
+            found = ending(new, n_moved)
+            if empty == "farthest":
+                found = torch.where((sums.counts == 0).any(), _VACANT, found)
+            updated = goes_on & (found != _VACANT)
+            before, centroids = centroids, torch.where(updated, new, centroids)
+            updates = updates + updated
+            state = torch.where(goes_on, found, state)
+        n_iter, ended, moves = torch.stack([updates, state, n_moved]).tolist()
         if verbose or early_stop_threshold is not None:
-            last, objective = objective, float(points.inertia(centroids, labels))
+            last, objective = objective, float(points.inertia(before, labels))
+        if ended == _VACANT:
+            # Which rows to relocate is the host's decision; no iteration has gone by since.
+            vacant = torch.nonzero(points.total_sums(running).counts == 0)[:, 0]
+            new = _relocated(points, centroids, labels, running, vacant, spherical)
+            state = ending(new, n_moved)
+            updates = updates + 1
+            n_iter, ended = n_iter + 1, int(state)
+            before, centroids = centroids, new
         if verbose:
-            say(f"Iteration {n_iter}, inertia {objective}.")
-        n_iter += 1
+            say(f"Iteration {n_iter - 1}, inertia {objective}.")
         with points.ranks.together():
             if callback is not None:
-                callback(n_iter, n_moved)
-        if n_moved == 0 and torch.equal(new, centroids):
-            converged = "labels"
-            reason = "strict convergence"
-        elif (step := float(ops.inertia(new, centroids, own))) <= tol:
-            converged = "tol"
-            reason = f"center shift {step} within tolerance {tol}"
-        elif early_stop_threshold is not None and abs(last - objective) <= early_stop_threshold * last:
-            converged = "objective"
-            reason = f"inertia {objective} after {last} within threshold {early_stop_threshold}"
-        if verbose and converged is not None:
+                callback(n_iter, moves)
+        if (
+            ended == _GOING
+            and early_stop_threshold is not None
+            and abs(last - objective) <= early_stop_threshold * last
+        ):
+            ended = _OBJECTIVE
+        if verbose and ended != _GOING:
+            reason = {
+                _LABELS: "strict convergence",
+                _TOL: f"center shift within tolerance {tol}",
+                _OBJECTIVE: f"inertia {objective} after {last} within threshold {early_stop_threshold}",
+            }[ended]
             say(f"Converged at iteration {n_iter - 1}: {reason}.")
-        before, centroids = centroids, new
-    if converged != "labels":
+    if ended != _LABELS:
         with points.ranks.together():
             for at, rows in points.blocks():
                 ops.reassign(rows, centroids, before, labels[at], bounds[at], new_labels[at])
         labels = new_labels
-    return Lloyd(centroids, labels, points.inertia(centroids, labels), n_iter, converged)
+    return Lloyd(centroids, labels, points.inertia(centroids, labels), n_iter, _CONVERGED[ended])
 
 
 def _means(sums: ops.ClusterSums, centroids: torch.Tensor, spherical: bool) -> torch.Tensor:
@@ -157,6 +181,15 @@ def _means(sums: ops.ClusterSums, centroids: torch.Tensor, spherical: bool) -> t
     # Where a cluster has no rows, or their directions cancel out, the centroid stays.
     some = (sums.counts > 0) & mean.any(1)
     return torch.where(some[:, None], unit(mean).to(centroids.dtype), centroids)
+
+
+def _split(
+    new: torch.Tensor, counts: torch.Tensor, seed: int, iteration: torch.Tensor, spherical: bool
+) -> torch.Tensor:
+    """The centroids with the empty clusters' taken from larger ones."""
+    split, _ = ops.split_empty(new, counts, seed, iteration)
+    # Of unit norm again, where they changed.
+    return torch.where((split != new).any(1, keepdim=True), unit(split), split) if spherical else split
 
 
 def _relocated(

@@ -14,6 +14,6 @@ def emulated_gpu(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _served_by_the_emulated_gpu(monkeypatch, emulated_gpu, count_backend):
     """The launchers of the CUDA kernels find the emulated ones."""
-    monkeypatch.setattr(_native, "cuda", lambda: emulated_gpu)
+    monkeypatch.setattr(_native, "cuda", lambda: emulated_gpu.cuda)
     monkeypatch.setattr(_native, "stream", lambda device: 0)
     count_backend("cuda-emulated")

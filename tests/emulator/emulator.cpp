@@ -3,7 +3,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <deque>
@@ -23,8 +22,31 @@ constexpr unsigned kWarp = 32;
 constexpr size_t kSharedBytes = 227 * 1024;  // what a block may have on sm_90
 }  // namespace
 
+// Saves the registers that a call preserves (System V, x86-64) and the stack pointer, and goes on where `to` was saved.
+// swapcontext would ask the kernel for the signal mask twice: fifty times as long.
+extern "C" void emulator_switch(void** save, void* to);
+asm(R"(
+.text
+emulator_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+
 struct Fiber {
-  ucontext_t context;
+  void* stack_pointer = nullptr;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   Place place;
   unsigned rank = 0;  // of the thread in the block
@@ -58,7 +80,7 @@ struct Machine {
   Named whole;
   std::vector<std::function<void()>> pending;
   std::unique_ptr<unsigned char[]> shared{new unsigned char[kSharedBytes + 1024]};
-  ucontext_t scheduler;
+  void* scheduler = nullptr;  // its stack pointer
   Fiber* running = nullptr;
   const std::function<void()>* body = nullptr;
   std::mt19937 random;
@@ -75,7 +97,7 @@ Machine machine;
 void enter() {
   (*machine.body)();
   machine.running->done = true;
-  swapcontext(&machine.running->context, &machine.scheduler);
+  emulator_switch(&machine.running->stack_pointer, machine.scheduler);
 }
 
 void run_one_pending() {
@@ -83,6 +105,11 @@ void run_one_pending() {
   std::function<void()> action = std::move(machine.pending[i]);
   machine.pending.erase(machine.pending.begin() + long(i));
   action();
+}
+
+void run_all(std::vector<std::function<void()>>* actions) {
+  for (auto& action : *actions) action();
+  actions->clear();
 }
 
 // One round over the fibers; whether any of them ran.
@@ -95,7 +122,7 @@ bool round() {
     if (fiber->done || (fiber->condition != nullptr && !(*fiber->condition)())) continue;
     fiber->condition = nullptr;
     machine.running = fiber;
-    swapcontext(&machine.scheduler, &fiber->context);
+    emulator_switch(&machine.scheduler, fiber->stack_pointer);
     any = true;
     if (!machine.pending.empty() && machine.random() % 64 == 0) run_one_pending();
   }
@@ -114,11 +141,12 @@ bool run_block(dim3 block, dim3 blocks, dim3 threads, size_t shared_bytes) {
   while (m.fibers.size() < m.n_threads) m.fibers.emplace_back(new Fiber);
   for (size_t i = 0; i < m.n_threads; ++i) {
     Fiber& fiber = *m.fibers[i];
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
+    // As emulator_switch leaves a stack: six registers, where to go on, and at a function's entry the stack pointer is
+    // 8 above a multiple of 16.
+    auto* top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(fiber.stack.get() + kStackBytes) / 16 * 16);
+    top[-1] = nullptr;
+    top[-2] = reinterpret_cast<void*>(enter);
+    fiber.stack_pointer = top - 8;
     fiber.rank = unsigned(i);
     fiber.done = false;
     fiber.condition = nullptr;
@@ -159,7 +187,7 @@ bool coin() { return machine.random() & 1; }
 void wait_until(const std::function<bool()>& condition) {
   Fiber* fiber = machine.running;
   fiber->condition = &condition;
-  swapcontext(&fiber->context, &machine.scheduler);
+  emulator_switch(&fiber->stack_pointer, machine.scheduler);
 }
 
 void yield() {
@@ -212,12 +240,13 @@ const unsigned char* warp_exchange(unsigned mask, const void* value, size_t byte
 
 void later(std::function<void()> action) { machine.pending.push_back(std::move(action)); }
 
+// Products run in the order of their issue, so that one that runs now takes all before it along.
 void issue(Groups::Kind kind, std::function<void()> action) {
-  if (kind == Groups::kProducts && coin()) {
-    action();
-  } else {
-    machine.running->open[kind].push_back(std::move(action));
-  }
+  Fiber& fiber = *machine.running;
+  fiber.open[kind].push_back(std::move(action));
+  if (kind != Groups::kProducts || !coin()) return;
+  for (auto& group : fiber.groups[kind]) run_all(&group);
+  run_all(&fiber.open[kind]);
 }
 
 void commit(Groups::Kind kind) {
@@ -229,7 +258,7 @@ void commit(Groups::Kind kind) {
 void wait_for_groups(Groups::Kind kind, int still_pending) {
   auto& groups = machine.running->groups[kind];
   while (int(groups.size()) > still_pending) {
-    for (auto& action : groups.front()) action();
+    run_all(&groups.front());
     groups.pop_front();
   }
   yield();

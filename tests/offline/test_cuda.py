@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import cubin
 
-from dcfast.ops import _native
+from dcfast.ops import _native, _registry
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = {80, 90}
@@ -25,8 +25,8 @@ def compiled(scratch):
     configure = ["cmake", str(ROOT), "-GNinja", "-DCMAKE_BUILD_TYPE=Release", "-DDCFAST_CUDA=ON"]
     configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
     subprocess.run(configure, cwd=scratch, check=True)
-    subprocess.run(["cmake", "--build", str(scratch), "--target", "dcfast_cuda"], check=True)
-    return sorted((scratch / "CMakeFiles" / "dcfast_cuda.dir").rglob("*.o"))
+    subprocess.run(["cmake", "--build", str(scratch), "--target", "dcfast_cuda", "dcfast_cuda_sm90"], check=True)
+    return sorted((scratch / "CMakeFiles").glob("dcfast_cuda*.dir/**/*.o"))
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,9 @@ def test_every_kernel_is_there_for_every_architecture(kernels, count_backend):
     assert {k.arch for k in kernels} == ARCHITECTURES
     assert by_arch[80]
     assert by_arch[80] <= by_arch[90]  # sm_90 may have kernels of its own
-    for op in _native.built_ops()[1]:
-        assert any(op in name for name in by_arch[80] | by_arch[90])
+    for op in _registry.ops.values():
+        if op.native_cuda:  # a kernel's name holds that of its file, which is the package's
+            assert any(op.package.rsplit(".", 1)[1] in name for name in by_arch[80] | by_arch[90])
 
 
 def test_no_kernel_spills(kernels, count_backend):
@@ -75,3 +76,34 @@ def test_float32_logits_leave_registers_for_1024_threads(kernels, count_backend)
 def test_no_d64_kernel_fuses(kernels, count_backend):
     count_backend("cuda-offline")
     assert [k.name for k in kernels if "d64" in k.name.lower() and k.has("DFMA")] == []
+
+
+# What a kernel must be made of: tensor cores fed by copies that need no registers.
+@pytest.mark.parametrize(
+    ("kernel", "arch", "opcodes"),
+    [
+        ("certify_sm80", 80, ("HMMA", "LDSM", "LDGSTS")),
+        ("certify_sm90", 90, ("HGMMA", "UBLKCP", "SYNCS", "USETMAXREG")),
+    ],
+)
+def test_kernels_use_the_instructions_meant_for_them(kernels, kernel, arch, opcodes, count_backend):
+    count_backend("cuda-offline")
+    found = [k for k in kernels if kernel in k.name and k.arch == arch]
+    assert found
+    for function in found:
+        for opcode in opcodes:
+            assert function.has(opcode), f"{function.name}: {opcode} does not appear"
+
+
+def test_products_of_a_k_block_follow_one_another(kernels, count_backend):
+    """Where ptxas cannot keep wgmma asynchronous it waits after each one: no wait may lie among those of a k-block."""
+    count_backend("cuda-offline")
+    found = [k for k in kernels if "certify_sm90" in k.name and k.arch == 90]
+    assert found
+    for function in found:
+        marks = [o.split(".")[0] for o in function.opcodes if o.startswith(("HGMMA", "WARPGROUP.DEPBAR"))]
+        products = marks.count("HGMMA")
+        # 4 steps of 16 elements, for one slab of rows or two.
+        assert products in (4, 8)
+        first = marks.index("HGMMA")
+        assert marks[first : first + products] == ["HGMMA"] * products

@@ -11,7 +11,17 @@ import pybind11
 
 ROOT = Path(__file__).parents[2]
 EMULATOR = ROOT / "tests" / "emulator"
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-mf16c",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+]
 # What nvcc accepts without a word.
 FLAGS += ["-Wno-unknown-pragmas", "-Wno-unused-variable", "-Wno-unused-function", "-Wno-unused-parameter"]
 INCLUDES = [EMULATOR / "include", ROOT / "csrc" / "cuda", ROOT / "csrc" / "include"]
@@ -19,8 +29,8 @@ INCLUDES += [pybind11.get_include(), sysconfig.get_paths()["include"]]
 
 
 def build(folder):
-    """Compile every CUDA file as C++ against tests/emulator/include, and load the module that holds the ops."""
-    sources = [ROOT / "csrc" / "bindings.cpp", EMULATOR / "emulator.cpp", *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
+    """Compile every CUDA file as C++ against tests/emulator/include, and load the module whose `cuda` holds the ops."""
+    sources = [ROOT / "csrc" / "bindings.cpp", *EMULATOR.glob("*.cpp"), *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
     flags = [*FLAGS, "-DDCFAST_HAS_CUDA", "-DDCFAST_HAS_SM90", *(f"-I{include}" for include in INCLUDES)]
 
     def compiled(source):
@@ -37,4 +47,4 @@ def build(folder):
     spec = importlib.util.spec_from_file_location("_C", library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.cuda
+    return module

@@ -120,6 +120,13 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// Ties the sums to this place: after a wait, so that the compiler, which knows nothing of products under way, reads
+// them no earlier.
+__device__ __forceinline__ void wgmma_take(float (&sum)[64]) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(sum[i])::"memory");
+}
+
 // A matrix of rows of 64 float16 elements (128 bytes) in shared memory whose 16-byte piece c of row r lies at c ^ (r %
 // 8): groups of 8 rows are 1024 bytes apart (bits 32-45, in units of 16 bytes), the layout is the 128-byte swizzle
 // (value 1 of bits 62-63), the leading offset (bits 16-29) has no meaning there. 16 elements further along a row are

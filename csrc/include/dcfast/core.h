@@ -200,6 +200,17 @@ typedef int dcfast_cuda_weighted_cross_entropy_backward_fn(
     int64_t n, int64_t k, int64_t ignore_index, double label_smoothing, const void* row_gradients,
     int64_t row_gradient_stride, const void* divisor, void* maxima, void* log_sums, void* gradient, void* stream);
 
+// ---- on a GPU -------------------------------------------------------------------------------------------------------
+// Bytes of the workspace of assign on the current device.
+typedef int dcfast_cuda_assign_workspace_fn(int dtype, int64_t problems, int64_t n, int64_t k, int64_t d,
+                                            int64_t* bytes);
+// Labels (problems x n, contiguous) of x (problems x n x d) among centroids (problems x k x d), both with any strides,
+// in elements; workspace is 256-byte aligned.
+typedef int dcfast_cuda_assign_fn(int dtype, const void* x, int64_t x_problem, int64_t x_row, int64_t x_column,
+                                  const void* centroids, int64_t c_problem, int64_t c_row, int64_t c_column,
+                                  int64_t problems, int64_t n, int64_t k, int64_t d, void* workspace, int64_t* labels,
+                                  void* stream);
+
 // An op is one line here and one function of that name in csrc/cpu (or csrc/cuda): dispatch.cpp and
 // bindings.cpp are generated from these lists.
 #define DCFAST_CPU_OPS(X)         \
@@ -230,6 +241,8 @@ typedef int dcfast_cuda_weighted_cross_entropy_backward_fn(
   X(weighted_cross_entropy_backward)
 
 #define DCFAST_CUDA_OPS(X)  \
+  X(assign_workspace)       \
+  X(assign)                 \
   X(weighted_cross_entropy) \
   X(weighted_cross_entropy_backward)
 

@@ -25,6 +25,7 @@ _op = _registry.define(
     check=_check,
     fake=_fake,
     native_cpu=("assign_workspace", "assign_prepare", "assign_scratch", "assign"),
+    native_cuda=("assign_workspace", "assign"),
 )
 
 
@@ -81,6 +82,7 @@ _reassign_op = _registry.define(
     check=_check_reassign,
     fake=lambda x, centroids, previous, labels, bounds, out: x.new_empty((), dtype=torch.int64),
     native_cpu=("assign_workspace", "assign_prepare", "assign_scratch", "assign"),
+    native_cuda=("assign_workspace", "assign"),
 )
 
 

@@ -1,17 +1,51 @@
-"""Launches csrc/cpu/assign.cpp: prepares the centroids once, then hands it slices of rows."""
+"""Launches csrc/cpu/assign.cpp (prepares the centroids once, then hands it slices of rows) and csrc/cuda/assign.cu."""
 
 from __future__ import annotations
 
 import torch
 
 from dcfast.ops import _native
+from dcfast.ops.assign import anew
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 # Every block of packed rows but the last of a slice is full.
 _BLOCK_ROWS = 96
 
 
 def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    return assign_on_cuda(x, centroids) if x.is_cuda else _assign_on_cpu(x, centroids)
+
+
+def assign_on_cuda(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    labels = torch.empty(x.shape[:-1], dtype=torch.int64, device=x.device)
+    if labels.numel() == 0:
+        return labels
+    rows, columns = (x[None], centroids[None]) if x.dim() == 2 else (x, centroids)
+    (problems, n, d), k = rows.shape, columns.shape[1]
+    dtype = _DTYPES[x.dtype]
+    with _native.device_of(x):
+        core = _native.cuda()
+        size = torch.zeros(1, dtype=torch.int64)
+        core.assign_workspace(dtype, problems, n, k, d, size.data_ptr())
+        workspace = torch.empty(int(size), dtype=torch.uint8, device=x.device)
+        core.assign(
+            dtype,
+            rows.data_ptr(),
+            *rows.stride(),
+            columns.data_ptr(),
+            *columns.stride(),
+            problems,
+            n,
+            k,
+            d,
+            workspace.data_ptr(),
+            labels.data_ptr(),
+            _native.stream(x.device),
+        )
+    return labels
+
+
+def _assign_on_cpu(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     labels = _native.empty(x.shape[:-1], torch.int64)
     if x.dim() == 2:
         _assign(x, centroids, labels)
@@ -29,6 +63,8 @@ def reassign(
     bounds: torch.Tensor,
     out: torch.Tensor,
 ) -> torch.Tensor:
+    if x.is_cuda:
+        return anew.reassign(x, centroids, previous, labels, bounds, out)
     if bounds.shape[1]:
         return _assign(x, centroids, out, labels.contiguous(), previous, bounds)
     return _assign(x, centroids, out, labels.contiguous())

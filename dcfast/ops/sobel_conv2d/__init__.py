@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dcfast.ops import _registry, _validate
+from dcfast.ops._scalar import scalar
 from dcfast.ops.sobel_conv2d._geometry import output_size
 
 _Pair = Sequence[int]
@@ -260,7 +261,7 @@ def _channels(values: torch.Tensor | Sequence[float] | None, image: torch.Tensor
         return values
     if len(values) != 3:
         raise ValueError(f"{name} is {values}: expected three values, one per channel")
-    return torch.tensor([float(v) for v in values], dtype=torch.float64, device=image.device)
+    return torch.stack([scalar(float(v), torch.float64, image.device) for v in values])
 
 
 def sobel_conv2d(

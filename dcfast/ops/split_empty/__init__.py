@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dcfast.ops import _registry, _validate
+from dcfast.ops._scalar import scalar
 
 
 def _check(centroids: torch.Tensor, counts: torch.Tensor, seed: torch.Tensor, iteration: torch.Tensor) -> None:
@@ -72,6 +73,6 @@ def split_empty(
     return _op(
         centroids,
         counts,
-        torch.as_tensor(seed, dtype=torch.int64, device=device),
-        torch.as_tensor(iteration, dtype=torch.int64, device=device),
+        scalar(seed, torch.int64, device),
+        scalar(iteration, torch.int64, device),
     )

@@ -39,6 +39,12 @@ inline float ex2_approx_ftz(float x) {
   const float power = exp2f(x) * (1.0f + off);
   return power < 0x1p-126f ? 0.0f : power;
 }
+// sum + a b, cut to 24 bits: the adders of the tensor cores truncate. The product of two float16 numbers is exact.
+inline float emulator_multiply_add(float sum, float a, float b) {
+  const double exact = double(sum) + double(a) * double(b);
+  const float rounded = float(exact);
+  return fabs(double(rounded)) > fabs(exact) ? nextafterf(rounded, 0.0f) : rounded;
+}
 
 // ---- sm_80 -----------------------------------------------------------------------------------------------------
 
@@ -64,22 +70,20 @@ inline void ldmatrix_x4(uint32_t (&to)[4], const void* row) {
 }
 
 inline void mma_m16n8k16(float* sum, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  float rows[16][16], columns[16][8];
-  const uint32_t words[4] = {a[0], a[1], a[2], a[3]};
-  const unsigned char* all_a = emulator::warp_exchange(0xFFFFFFFFu, words, sizeof words);
-  for (unsigned lane = 0; lane < 32; ++lane)
-    for (unsigned i = 0; i < 4; ++i)
-      for (unsigned e = 0; e < 2; ++e)
-        rows[lane / 4 + 8 * (i % 2)][2 * (lane % 4) + e + 8 * (i / 2)] =
-            emulator_half(all_a + 16 * lane + 4 * i + 2 * e);
-  const unsigned char* all_b = emulator::warp_exchange(0xFFFFFFFFu, b, sizeof b);
-  for (unsigned lane = 0; lane < 32; ++lane)
-    for (unsigned i = 0; i < 2; ++i)
-      for (unsigned e = 0; e < 2; ++e)
-        columns[2 * (lane % 4) + e + 8 * i][lane / 4] = emulator_half(all_b + 16 * lane + 4 * i + 2 * e);
   const unsigned row = emulator::lane() / 4, column = 2 * (emulator::lane() % 4);
+  float rows[2][16], columns[2][16];
+  // Elements 2 q and the next of the first or the second 8 are with lane q of the four.
+  const uint32_t words[4] = {a[0], a[1], a[2], a[3]};
+  const unsigned char* all = emulator::warp_exchange(0xFFFFFFFFu, words, sizeof words);
+  for (unsigned k = 0; k < 16; ++k)
+    for (unsigned h = 0; h < 2; ++h)
+      rows[h][k] = emulator_half(all + 16 * (4 * row + k % 8 / 2) + 4 * (h + 2 * (k / 8)) + 2 * (k % 2));
+  all = emulator::warp_exchange(0xFFFFFFFFu, b, sizeof b);
+  for (unsigned k = 0; k < 16; ++k)
+    for (unsigned h = 0; h < 2; ++h)
+      columns[h][k] = emulator_half(all + 16 * (4 * (column + h) + k % 8 / 2) + 4 * (k / 8) + 2 * (k % 2));
   for (unsigned i = 0; i < 4; ++i)
-    for (unsigned k = 0; k < 16; ++k) sum[i] += rows[row + 8 * (i / 2)][k] * columns[k][column + i % 2];
+    for (unsigned k = 0; k < 16; ++k) sum[i] = emulator_multiply_add(sum[i], rows[i / 2][k], columns[i % 2][k]);
 }
 
 // ---- sm_90a ----------------------------------------------------------------------------------------------------
@@ -146,6 +150,8 @@ void wgmma_wait() {
   emulator::wait_for_groups(emulator::Groups::kProducts, kPending);
 }
 
+inline void wgmma_take(float (&)[64]) {}
+
 inline uint64_t wgmma_descriptor(const void* at) {
   return uint64_t((shared_address(at) & 0x3FFFF) >> 4) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 |
          uint64_t(1) << 62;
@@ -172,8 +178,8 @@ inline void wgmma_m64n128k16(float (&sum)[64], uint64_t a, uint64_t b, bool accu
         float total[2] = {accumulate ? sums[4 * g + e] : 0.0f, accumulate ? sums[4 * g + 2 + e] : 0.0f};
         for (unsigned k = 0; k < 16; ++k) {
           const float c = emulated_element(b, 8 * g + column + e, k);
-          total[0] += rows[0][k] * c;
-          total[1] += rows[1][k] * c;
+          total[0] = emulator_multiply_add(total[0], rows[0][k], c);
+          total[1] = emulator_multiply_add(total[1], rows[1][k], c);
         }
         sums[4 * g + e] = total[0];
         sums[4 * g + 2 + e] = total[1];
