@@ -82,6 +82,10 @@ def _loss(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Any]]
         sizes = torch.randint(1, 9, (k,), generator=generator).to(device)
         loss = ops.weighted_cross_entropy(logits, target, sizes, label_smoothing=smoothing)
         yield "weighted_cross_entropy", (loss.detach(), *torch.autograd.grad(loss, logits))
+        operands = [torch.randn(m, 24, generator=generator).to(device, dtype).requires_grad_() for m in (n, k)]
+        for reduction in ("mean", "none"):  # gradients along with the loss, and from the logits anew
+            loss = ops.linear_weighted_cross_entropy(*operands, target, sizes, reduction=reduction)
+            yield "linear_weighted_cross_entropy", (loss.detach(), *torch.autograd.grad(loss.sum(), operands))
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
