@@ -172,6 +172,7 @@ _forward = _registry.define(
     check=_check,
     fake=_fake,
     native_cpu=("sobel_conv2d_plan", "sobel_conv2d_pack", "sobel_conv2d"),
+    native_cuda=("sobel_conv2d",),
 )
 _backward_weight = _registry.define(
     "sobel_conv2d_backward_weight",
@@ -181,6 +182,7 @@ _backward_weight = _registry.define(
     check=_check_backward_weight,
     fake=_fake_backward_weight,
     native_cpu=("sobel_conv2d_plan", "sobel_conv2d_backward_weight"),
+    native_cuda=("sobel_conv2d_backward_weight",),
 )
 _backward_image = _registry.define(
     "sobel_conv2d_backward_image",
