@@ -25,14 +25,15 @@
 //    stores 32 adjacent elements.
 //
 // Arithmetic. float16 and bfloat16: Sobel is rounded to the dtype, as the three steps round it; sums are float32.
-// float32: each operand is scaled by a power of two (Sobel values per tile, weights per filter, to below 2^15) and
-// split into float16 pieces, v = hi + lo + r with |lo| <= 2^-11 |v| and |r| <= 2^-22 |v| + 2^-25 (in scaled units; the
-// largest value is at least 2^14, or for images of bytes, whose bound is known beforehand, 2^14 less what the bound is
-// too large by). Of the product, hi lo' + lo hi' + hi hi' are taken, lo lo' and the rests are left out: at most
-// 3.01 2^-22 |v v'| per product, 0.9 2^-24 in the root mean square. The matrix unit truncates its sums, so 16 products
-// of each kind are summed there from zero, the small ones first, and added to the float32 sum by an ordinary addition:
-// n terms cost 2^-23 (2 |largest of 16| + ...) per 16 terms and rounding 2^-24 per addition, where a float32 sum in
-// sequence rounds n times. Where torch allows TF32, hi hi' alone is taken, whose operands have TF32's 11 bits.
+// float32: each operand is scaled by a power of two (Sobel values per tile, weights per filter, gradients per filter
+// and 128 pixels) so that the largest is at least 2^14 and below 2^15 (images of bytes: below it, by a bound known
+// beforehand), and split into two float16 pieces, v = hi + lo + r. With v in [2^e, 2^(e+1)) float16 rounds to multiples
+// of 2^(e-10), so |lo| <= 2^(e-11), and lo to multiples of 2^(e-22) at most, so |r| <= 2^(e-23) <= 2^-23 |v|, or 2^-25
+// where that is larger: 2^-39 of the largest. Of the product, lo hi' + hi lo' + hi hi' are taken; left out are lo lo',
+// r v' and v r': at most (4 + 2 + 2) 2^-24 |v v'| and terms of 2^-34. The tensor cores cut off what their adders cannot
+// hold, so each 16 products of each kind are summed there from zero, the small kinds first, and added to the sum by an
+// ordinary float32 addition: per 16 products the sum is rounded once, where a sum in sequence rounds it 16 times. Where
+// torch allows TF32, hi hi' alone is taken, whose operands have TF32's 11 bits.
 // An infinite pixel may give NaN where the definition gives an infinity.
 //
 // float64, and kernels of which a warp's filters do not fit into shared memory (above some 27 x 27 for float32 and

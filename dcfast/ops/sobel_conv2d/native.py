@@ -49,7 +49,8 @@ def _work(sizes: torch.Tensor, units: int) -> float:
 
 def _allow_tf32() -> bool:
     """Whether torch may use TF32 in its own products and convolutions; for the former it may not by default."""
-    return torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "tf32"
+    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return torch.backends.cuda.matmul.fp32_precision == convolution.fp32_precision == "tf32"
 
 
 def _forward_on_cuda(
