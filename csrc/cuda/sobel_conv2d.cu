@@ -682,9 +682,10 @@ __global__ void __launch_bounds__(kGradientWarps* kWarp, 1) sobel_conv2d_gradien
         if (active && filter < s.filters && tap < t.taps)
           partial[filter * columns + n % 2 * t.taps + tap] = sum[m][n][i];
       }
+  // Blocks that share filters write the same.
   for (int row = threadIdx.x; row < rows; row += blockDim.x) {
-    const int filter = group0 * kFilters + row, owner = filter / kFilters * tap_tiles(t) / kGradientWarps;
-    if (owner != int(blockIdx.y) || filter >= int(s.filters)) continue;
+    const int filter = group0 * kFilters + row;
+    if (filter >= int(s.filters)) continue;
     float total = 0.0f;
     for (int i = 0; i < kWarp; ++i) total += bias_sums[row * kWarp + i];
     partial[filter * columns + columns - 1] = total;

@@ -65,6 +65,7 @@ def test_the_epilogue_keeps_nan():
     ("size", "dtype"),
     [
         ((1, 130, 402, 2, (1, 1), (6, 4), (0, 0)), torch.float16),  # several bands, the last one lower
+        ((6, 18, 34, 3, (1, 1), (2, 2), (0, 0)), torch.float16),  # more tiles than blocks, fewer products than warps
         ((1, 10, 10, 450, (11, 11), (1, 1), (1, 1)), torch.float16),  # filters for two blocks
         ((1, 29, 29, 9, (31, 31), (1, 1), (1, 1)), torch.float32),  # weights that do not fit: the plain loops
     ],
