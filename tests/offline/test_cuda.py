@@ -84,6 +84,10 @@ def test_no_d64_kernel_fuses(kernels, count_backend):
     [
         ("certify_sm80", 80, ("HMMA", "LDSM", "LDGSTS")),
         ("certify_sm90", 90, ("HGMMA", "UBLKCP", "SYNCS", "USETMAXREG")),
+        ("sobel_conv2d_forward", 80, ("HMMA", "LDSM")),
+        ("sobel_conv2d_forward", 90, ("HMMA", "LDSM")),
+        ("sobel_conv2d_gradient", 80, ("HMMA", "LDSM")),
+        ("sobel_conv2d_gradient", 90, ("HMMA", "LDSM")),
     ],
 )
 def test_kernels_use_the_instructions_meant_for_them(kernels, kernel, arch, opcodes, count_backend):

@@ -161,6 +161,19 @@ typedef int dcfast_cpu_sobel_conv2d_backward_image_fn(int dtype, const dcfast_so
                                                       void* scratch, void* grad_image, int64_t start, int64_t stop,
                                                       int n_threads);
 
+// On CUDA: weight (filters, 2, kernel_h, kernel_w) is contiguous, scale and bias (filters) are float32, or float64 for
+// float64, and may be null. allow_tf32: float32 operands may be rounded to 11 bits.
+typedef int dcfast_cuda_sobel_conv2d_fn(int dtype, int image_dtype, bool allow_tf32,
+                                        const dcfast_sobel_conv2d_sizes* sizes, const void* image, const double* fold,
+                                        const void* weight, const void* scale, const void* bias, bool relu,
+                                        void* output, void* stream);
+// partial has room for max_rows matrices (filters, 2 kernel_h kernel_w + 1) of float32 (float64 for float64); rows says
+// how many were written. Their sum is the gradient of the weights, and in the last column that of the bias.
+typedef int dcfast_cuda_sobel_conv2d_backward_weight_fn(int dtype, int image_dtype, bool allow_tf32,
+                                                        const dcfast_sobel_conv2d_sizes* sizes, const void* image,
+                                                        const double* fold, const void* grad, int64_t max_rows,
+                                                        void* partial, int64_t* rows, void* stream);
+
 // ---- weighted_cross_entropy: the weight of a class is 1 / its size -----------------------------------------------
 // total becomes the sum of the targets' weights, NaN if a target is neither in [0, k) nor ignore_index. sizes (k) is
 // float32 or float64, as the dtype says.
@@ -240,10 +253,12 @@ typedef int dcfast_cuda_assign_fn(int dtype, const void* x, int64_t x_problem, i
   X(weighted_cross_entropy)       \
   X(weighted_cross_entropy_backward)
 
-#define DCFAST_CUDA_OPS(X)  \
-  X(assign_workspace)       \
-  X(assign)                 \
-  X(weighted_cross_entropy) \
+#define DCFAST_CUDA_OPS(X)        \
+  X(assign_workspace)             \
+  X(assign)                       \
+  X(sobel_conv2d)                 \
+  X(sobel_conv2d_backward_weight) \
+  X(weighted_cross_entropy)       \
   X(weighted_cross_entropy_backward)
 
 #ifdef __cplusplus

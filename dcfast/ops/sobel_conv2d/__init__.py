@@ -172,6 +172,7 @@ _forward = _registry.define(
     check=_check,
     fake=_fake,
     native_cpu=("sobel_conv2d_plan", "sobel_conv2d_pack", "sobel_conv2d"),
+    native_cuda=("sobel_conv2d",),
 )
 _backward_weight = _registry.define(
     "sobel_conv2d_backward_weight",
@@ -181,6 +182,7 @@ _backward_weight = _registry.define(
     check=_check_backward_weight,
     fake=_fake_backward_weight,
     native_cpu=("sobel_conv2d_plan", "sobel_conv2d_backward_weight"),
+    native_cuda=("sobel_conv2d_backward_weight",),
 )
 _backward_image = _registry.define(
     "sobel_conv2d_backward_image",
@@ -323,8 +325,11 @@ def sobel_conv2d(
 
     Notes
     -----
-    O(N H' W' O kh kw) operations. On the CPU the same bits for any number of threads. Sobel filters in front of
-    the first layer are from Caron et al., "Deep Clustering for Unsupervised Learning of Visual Features", 2018.
+    O(N H' W' O kh kw) operations. On the CPU the same bits for any number of threads; on a GPU the same bits each time,
+    and float32 is as accurate as float32 is: TF32 is used only where torch may use it in both convolutions and matrix
+    products (`torch.set_float32_matmul_precision("high")`; not by default). An infinite pixel may give NaN there.
+    Sobel filters in front of the first layer are from Caron et al., "Deep Clustering for Unsupervised Learning of
+    Visual Features", 2018.
 
     Examples
     --------
