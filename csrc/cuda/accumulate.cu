@@ -165,16 +165,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks) accumulate_scatter(const Ar
   }
 }
 
-// Adds the digits of the columns of a row to the sums: words [first, first + kWords) of n_words.
+// Adds the digits of the columns of a row (zeros unless it is inside) to the sums: words [first, first + kWords) of
+// n_words.
 template <class T, int kWords>
-__device__ __forceinline__ void add_digits(const Pack<T>& pack, const double (&scale)[Pack<T>::kCount], bool weighted,
-                                           double weight, int64_t first, int64_t n_words,
+__device__ __forceinline__ void add_digits(const Pack<T>& pack, bool inside, const double (&scale)[Pack<T>::kCount],
+                                           bool weighted, double weight, int64_t first, int64_t n_words,
                                            uint64_t (&sums)[kWords][Pack<T>::kCount]) {
   constexpr int kCount = Pack<T>::kCount;
   double rest[kCount];
 #pragma unroll
   for (int e = 0; e < kCount; ++e) {
-    double v = double(widen(pack.elements[e]));
+    double v = inside ? double(widen(pack.elements[e])) : 0.0;
     if (weighted) v = __dmul_rn(v, weight);
     rest[e] = v * scale[e];
   }
@@ -227,22 +228,22 @@ __global__ void __launch_bounds__(kSumThreads, kWords == 2 ? 4 : 3) accumulate_s
     uint64_t additions = 0;
     for (uint32_t start = 0; start < part.rows; start += kWarp) {
       const int count = int(part.rows - start < kWarp ? part.rows - start : kWarp);
-      const uint32_t item = lane < count ? a.order[part.first + start + lane] : 0;
+      // The last rows of a part that is no multiple of what is read at once: some row of it.
+      const uint32_t item = a.order[part.first + start + (lane < count ? lane : 0)];
       const int64_t offset = int64_t(item / a.n) * a.problem_stride + int64_t(item % a.n) * a.row_stride;
-      const double weight = weighted && lane < count ? a.weight[item] : 1.0;
+      const double weight = weighted ? a.weight[item] : 1.0;
       for (int step = 0; step < count; step += kUnroll * rows_at_once) {
         Pack<T> packs[kUnroll];
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
           const int from = step + u * rows_at_once + own_row;
-          const T* row = static_cast<const T*>(a.x) + __shfl_sync(kAllLanes, offset, from % kWarp);
-          packs[u] = from < count ? columns.load(row) : Pack<T>{};
+          packs[u] = columns.load(static_cast<const T*>(a.x) + __shfl_sync(kAllLanes, offset, from & (kWarp - 1)));
         }
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
           const int from = step + u * rows_at_once + own_row;
-          const double w = weighted ? __shfl_sync(kAllLanes, weight, from % kWarp) : 1.0;
-          add_digits<T, kWords>(packs[u], scale, weighted, w, first_word, a.n_words, sums);
+          const double w = weighted ? __shfl_sync(kAllLanes, weight, from & (kWarp - 1)) : 1.0;
+          add_digits<T, kWords>(packs[u], from < count, scale, weighted, w, first_word, a.n_words, sums);
         }
         additions += kUnroll;
       }

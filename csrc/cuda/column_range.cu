@@ -35,22 +35,20 @@ __global__ void __launch_bounds__(kThreads)
   int64_t row = (int64_t(blockIdx.x) / tiles * kWarps + warp) * rows_at_once + lane / lanes;
   for (; row < n; row += kUnroll * step) {
     Pack<T> packs[kUnroll];
-    double weights[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int64_t from = row + u * step;
-      packs[u] = from < n ? columns.load(x + from * row_stride) : Pack<T>{};
-      weights[u] = weight != nullptr && from < n ? weight[from] : 1.0;
+      packs[u] = columns.load(x + (row + u * step < n ? row + u * step : row) * row_stride);
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
+      const double w = weight != nullptr ? weight[row + u * step < n ? row + u * step : row] : 1.0;
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        const double magnitude = fabs(__dmul_rn(double(widen(packs[u].elements[e])), weights[u]));
-        const unsigned long long bits = (unsigned long long)(__double_as_longlong(magnitude));
-        if (bits == 0 || bits >= kInfinity) continue;
-        least[e] = bits < least[e] ? bits : least[e];
-        most[e] = bits > most[e] ? bits : most[e];
+        const double magnitude = fabs(__dmul_rn(double(widen(packs[u].elements[e])), w));
+        const auto bits = (unsigned long long)(__double_as_longlong(magnitude));
+        const bool some = bits != 0 && bits < kInfinity;
+        least[e] = min(least[e], some ? bits : kInfinity);
+        most[e] = max(most[e], some ? bits : 0);
       }
     }
   }
@@ -64,8 +62,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int at = threadIdx.x; at < kCount * kWarp; at += kThreads) {
     unsigned long long low = kInfinity, high = 0;
     for (int w = 0; w < kWarps; ++w) {
-      low = bounds[0][w][at] < low ? bounds[0][w][at] : low;
-      high = bounds[1][w][at] > high ? bounds[1][w][at] : high;
+      low = min(low, bounds[0][w][at]);
+      high = max(high, bounds[1][w][at]);
     }
     const Columns<T, kWide> own(blockIdx.x % tiles, at % kWarp % lanes, lanes, d);
     const int64_t column = own.at(at / kWarp);
@@ -80,9 +78,8 @@ int column_range_all(const void* x, int64_t row_stride, int64_t n, int64_t d, co
                      double* largest, cudaStream_t stream) {
   const int lanes = lanes_of_a_row<T>(d);
   const int64_t tiles = ceil_div(d, int64_t(lanes) * Pack<T>::kCount);
-  const int64_t most = ceil_div(n, int64_t(kWarps) * (kWarp / lanes)),
-                all = ceil_div(kBlocks * multiprocessors(), tiles);
-  const unsigned blocks = blocks_for(tiles * (most < all ? most : all));
+  const int64_t most = ceil_div(n, int64_t(kWarps) * (kWarp / lanes));  // blocks per tile that find a row
+  const unsigned blocks = blocks_for(tiles * min(most, ceil_div(kBlocks * multiprocessors(), tiles)));
   auto* low = reinterpret_cast<unsigned long long*>(smallest);
   auto* high = reinterpret_cast<unsigned long long*>(largest);
   const T* rows = static_cast<const T*>(x);

@@ -25,7 +25,8 @@ __global__ void __launch_bounds__(kDistanceThreads, 4)
   constexpr int kCount = Pack<T>::kCount;
   constexpr int kLanes = kTile / kCount;  // that share a row of a tile
   constexpr int kRows = kWarp / kLanes;   // read at once
-  constexpr int kUnroll = kTile / kRows < 4 ? kTile / kRows : 4;
+  constexpr int kUnroll = 4;              // loads in flight, of x and of the centroids each
+  static_assert(kTile % (kRows * kUnroll) == 0);
   __shared__ double squares[kDistanceWarps][kTile * kPadded];
   const int lane = threadIdx.x % kWarp;
   double* tile = squares[threadIdx.x / kWarp];
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(kDistanceThreads, 4)
     const int64_t item = start + lane, problem = item < items ? item / n : 0;
     const int64_t label = item < items ? labels[item] : -1;
     const bool inside = label >= 0 && label < k;
-    const unsigned members = __ballot_sync(kAllLanes, inside);
+    // A row without a centroid is compared with some other's, for nothing.
     const int64_t row = problem * problem_stride + (item < items ? item - problem * n : 0) * row_stride;
     const int64_t centroid = (problem * k + (inside ? label : 0)) * d;
     double sum = 0.0;
@@ -45,16 +46,12 @@ __global__ void __launch_bounds__(kDistanceThreads, 4)
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
           const int r = r0 + u * kRows + lane / kLanes;
-          const T* point = x + __shfl_sync(kAllLanes, row, r % kWarp);
-          const T* mean = centroids + __shfl_sync(kAllLanes, centroid, r % kWarp);
-          const bool member = r < kTile && (members >> (r % kWarp) & 1) != 0;
-          points[u] = member ? columns.load(point) : Pack<T>{};
-          means[u] = member ? columns.load(mean) : Pack<T>{};
+          points[u] = columns.load(x + __shfl_sync(kAllLanes, row, r));
+          means[u] = columns.load(centroids + __shfl_sync(kAllLanes, centroid, r));
         }
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
           const int r = r0 + u * kRows + lane / kLanes;
-          if (r >= kTile) continue;
 #pragma unroll
           for (int e = 0; e < kCount; ++e) {
             const double t = __dsub_rn(double(widen(points[u].elements[e])), double(widen(means[u].elements[e])));
@@ -67,6 +64,7 @@ __global__ void __launch_bounds__(kDistanceThreads, 4)
       for (int i = 0; i < count; ++i) sum = __dadd_rn(sum, tile[lane * kPadded + i]);
       __syncwarp();
     }
+    if (!inside) sum = 0.0;
     if (item < items) out[item] = weight != nullptr ? __dmul_rn(weight[item], sum) : sum;
   }
 }

@@ -30,19 +30,18 @@ struct Columns {
 
   __device__ __forceinline__ int64_t at(int element) const { return first + int64_t(element) * (kWide ? 1 : lanes); }
 
-  // Zeros for columns that the row has not.
+  // Of columns that the row has not, those of some that it has. There is no branch, or the compiler would wait for each
+  // load at its end.
   __device__ __forceinline__ Pack<T> load(const T* row) const {
     union {
       typename Pack<T>::Bits bits;
       Pack<T> pack;
-    } loaded = {{}};
+    } loaded;
     if (kWide) {
-      if (first < d) loaded.bits = __ldg(reinterpret_cast<const typename Pack<T>::Bits*>(row + first));
+      loaded.bits = __ldg(reinterpret_cast<const typename Pack<T>::Bits*>(row + (first < d ? first : 0)));
     } else {
 #pragma unroll
-      for (int e = 0; e < Pack<T>::kCount; ++e) {
-        if (at(e) < d) loaded.pack.elements[e] = row[at(e)];
-      }
+      for (int e = 0; e < Pack<T>::kCount; ++e) loaded.pack.elements[e] = row[at(e) < d ? at(e) : 0];
     }
     return loaded.pack;
   }

@@ -140,14 +140,25 @@ def test_means(dtype, spread):
     assert counts[6] == 0
 
 
-def test_means_of_halves_at_the_boundary_of_a_double():
-    one = torch.ones(1, dtype=torch.float64)
-    for low_digits in ([2**13, 1, 0], [2**13, 1, 1], [2**13 + 1, 2**39, 0], [-(2**13), -1, 0], [-(2**13), -1, -1]):
-        words = torch.tensor(low_digits[::-1]).view(1, 3, 1)
-        words[:, 1] <<= 39 - 12
-        low = torch.tensor([-60])
-        expected = reference.means(words, low, one, one[:, None])
-        assert torch.equal(native._means_on_cuda(words, low, one, one[:, None]), expected)
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [2**13, 1, 0],  # from the top; the second has half of the last bit of a double
+        [2**13, 1, 1],
+        [2**13, 3, 0],
+        [2**13, 1, 0, 1],
+        [2**30, 2**17, 0],
+        [2**30, 2**17, 1],
+        [2**30, 3 * 2**17, 0],
+        [1, 0, 2**27],
+        [1, 0, 2**27, 1],
+    ],
+)
+def test_means_of_halves_at_the_boundary_of_a_double(words, sign):
+    words, one = sign * torch.tensor(words[::-1]).view(1, -1, 1), torch.ones(1, dtype=torch.float64)
+    expected = reference.means(words, torch.tensor([-60]), one, one[:, None])
+    assert torch.equal(native._means_on_cuda(words, torch.tensor([-60]), one, one[:, None]), expected)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
