@@ -33,7 +33,7 @@ namespace {
 
 constexpr int kThreads = 256, kBlocks = 4;     // per multiprocessor at least: with more, ptxas spills
 constexpr int kSumThreads = 128;               // a few warps, so that a block that ends early leaves little idle
-constexpr int kSumBlocks = 8;                  // per multiprocessor: more than fit find the queue empty
+constexpr int kSumBlocks = 4;                  // per multiprocessor: what fits of the usual kernel
 constexpr double kMagic = 6755399441055744.0;  // 1.5 2^52
 constexpr uint64_t kMagicBits = uint64_t(0x4338) << 48;     // those of kMagic
 constexpr double kUp = 1099511627776.0, kDown = 1.0 / kUp;  // 2^kDigit and its inverse
@@ -205,7 +205,7 @@ __device__ __forceinline__ void add_digits(const Pack<T>& pack, bool inside, con
 template <class T, bool kWide, int kWords>
 __global__ void __launch_bounds__(kSumThreads, kWords == 2 ? 4 : 3) accumulate_sum(const Arguments a) {
   static_assert(kWords <= 3, "the units of the words are written out up to the third");
-  constexpr int kCount = Pack<T>::kCount, kUnroll = kLoadsInFlight<T>;
+  constexpr int kCount = Pack<T>::kCount, kUnroll = kLoadsInFlight;
   const int lane = threadIdx.x % kWarp, own_row = lane / a.lanes, rows_at_once = kWarp / a.lanes;
   const unsigned long long units = a.cursors->parts * (unsigned long long)(a.tiles * a.groups);
   const bool weighted = a.weight != nullptr;
@@ -303,15 +303,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks) accumulate_carry(const Argu
   }
 }
 
-template <class T, bool kWide>
-void launch_sum(const Arguments& a, unsigned blocks, cudaStream_t stream) {
-  if (a.n_words <= 2) {
-    launch(accumulate_sum<T, kWide, 2>, blocks, kSumThreads, 0, stream, a);
-  } else {
-    launch(accumulate_sum<T, kWide, 3>, blocks, kSumThreads, 0, stream, a);
-  }
-}
-
 // Divides the workspace into aligned arrays; with a null start it only measures.
 struct Space {
   unsigned char* start;
@@ -349,7 +340,7 @@ int accumulate_all(const void* x, int64_t problem_stride, int64_t row_stride, in
   a.sides = previous == nullptr ? 1 : 2;
   a.lanes = lanes_of_a_row<T>(d);
   a.tiles = ceil_div(d, int64_t(a.lanes) * Pack<T>::kCount);
-  a.groups = n_words <= 2 ? 1 : ceil_div(n_words, 3);
+  a.groups = ceil_div(n_words, 3);
   const int64_t entries = a.items * a.sides, bins = a.clusters * a.sides;
   const int64_t part_rows = ceil_div(a.items * a.tiles / kUnits, kMinPart) * kMinPart;
   a.part_rows = uint32_t(part_rows < kMinPart ? kMinPart : part_rows < kMaxPart ? part_rows : kMaxPart);
@@ -373,10 +364,12 @@ int accumulate_all(const void* x, int64_t problem_stride, int64_t row_stride, in
   launch(accumulate_scatter, blocks, kThreads, 0, stream, a);
   const int64_t units = ceil_div(parts * a.tiles * a.groups, kSumThreads / kWarp);
   const unsigned sum_blocks = blocks_for(units, kSumBlocks * multiprocessors());
-  if (packs_fit<T>(x, problem_stride, d) && packs_fit<T>(x, row_stride, d)) {
-    launch_sum<T, true>(a, sum_blocks, stream);
+  if (!packs_fit<T>(x, problem_stride, d) || !packs_fit<T>(x, row_stride, d)) {
+    launch(accumulate_sum<T, false, 3>, sum_blocks, kSumThreads, 0, stream, a);
+  } else if (n_words <= 2) {
+    launch(accumulate_sum<T, true, 2>, sum_blocks, kSumThreads, 0, stream, a);
   } else {
-    launch_sum<T, false>(a, sum_blocks, stream);
+    launch(accumulate_sum<T, true, 3>, sum_blocks, kSumThreads, 0, stream, a);
   }
   launch(accumulate_carry, blocks_for(a.clusters), kThreads, 0, stream, a);
   return launch_status();

@@ -20,7 +20,7 @@ template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
     column_range_kernel(const T* x, int64_t row_stride, int64_t n, int64_t d, const double* weight, int lanes,
                         int64_t tiles, unsigned long long* smallest, unsigned long long* largest) {
-  constexpr int kCount = Pack<T>::kCount, kUnroll = kLoadsInFlight<T>;
+  constexpr int kCount = Pack<T>::kCount, kUnroll = kLoadsInFlight;
   __shared__ unsigned long long bounds[2][kWarps][kWarp * kCount];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int rows_at_once = kWarp / lanes;
