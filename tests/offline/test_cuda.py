@@ -111,3 +111,15 @@ def test_products_of_a_k_block_follow_one_another(kernels, count_backend):
         assert products in (4, 8)
         first = marks.index("HGMMA")
         assert marks[first : first + products] == ["HGMMA"] * products
+
+
+@pytest.mark.parametrize("name", ["accumulate_sum", "column_range_kernel", "point_distances_d64"])
+def test_loads_are_in_flight_together(kernels, name, count_backend):
+    """A compiler that puts a load into a branch of its own waits for it there: memory is read at its latency."""
+    count_backend("cuda-offline")
+    wide = [k for k in kernels if re.search(rf"{name}I.*Lb1E", k.name)]  # kWide
+    assert {k.arch for k in wide} == ARCHITECTURES
+    for kernel in wide:
+        opcodes = " ".join(kernel.opcodes)
+        together = re.search(r"(LDG\.E\.(64|128)\.CONSTANT ((?!BRA|BSYNC|F2F|HADD2|DADD|DMUL)\S+ )*?){4}", opcodes)
+        assert together, kernel.name

@@ -58,6 +58,21 @@ typedef int dcfast_cpu_column_range_fn(int dtype, const void* x, int64_t row_str
                                        const double* weight, double* smallest, double* largest, int64_t copies,
                                        int n_threads);
 
+// On the GPU of problems x n rows (at most 2^29) into the words (k x n_words x d each) and counts (k each) of their
+// problems, which hold nothing yet if `fresh`. x, labels, previous and weight are of problems x n rows, all but x
+// contiguous. Column i in units of 2^low[i]. With a null workspace (16-byte aligned) all that it does is to write how
+// many bytes it needs.
+typedef int dcfast_cuda_accumulate_fn(int dtype, const void* x, int64_t problem_stride, int64_t row_stride,
+                                      int64_t problems, int64_t n, int64_t d, const int64_t* labels,
+                                      const int64_t* previous, int64_t k, const double* weight, const int64_t* low,
+                                      int64_t n_words, bool fresh, int64_t* words, int64_t* counts, void* workspace,
+                                      int64_t* bytes, void* stream);
+typedef int dcfast_cuda_means_fn(int dtype, const int64_t* words, int64_t clusters, int64_t n_words, int64_t d,
+                                 const int64_t* low, const double* total, const void* previous, void* out,
+                                 void* stream);
+typedef int dcfast_cuda_column_range_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                        const double* weight, double* smallest, double* largest, void* stream);
+
 // ---- inertia ---------------------------------------------------------------------------------------------
 // out[i] = RN64(weight[i] * D64(x_i, centroid of its label)); 0 for a label outside [0, k). weight may be null.
 typedef int dcfast_cpu_point_distances_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
@@ -67,6 +82,14 @@ typedef int dcfast_cpu_point_distances_fn(int dtype, const void* x, int64_t row_
 typedef int dcfast_cpu_exact_sum_add_fn(const double* values, int64_t n, int64_t* words, int n_threads);
 // out[0] = the sum of all n_threads accumulators, rounded once.
 typedef int dcfast_cpu_exact_sum_round_fn(int64_t* words, int n_threads, double* out);
+
+// centroids: problems x k x d.
+typedef int dcfast_cuda_point_distances_fn(int dtype, const void* x, int64_t problem_stride, int64_t row_stride,
+                                           int64_t problems, int64_t n, int64_t d, const void* centroids, int64_t k,
+                                           const int64_t* labels, const double* weight, double* out, void* stream);
+// out[row] = the sum of values (rows x length), rounded once. words (rows x 80) hold zeros.
+typedef int dcfast_cuda_exact_sum_fn(const double* values, int64_t rows, int64_t length, int64_t* words, double* out,
+                                     void* stream);
 
 // ---- kmeans_plusplus ---------------------------------------------------------------------------------------
 // Bytes of the workspace; with `cached`, 2 bytes per element of x among them.
@@ -120,6 +143,10 @@ typedef int dcfast_cpu_lloyd_fn(int dtype, const void* x, int64_t row_stride, co
 // ---- split_empty: donors for empty clusters, in place --------------------------------------------------------
 typedef int dcfast_cpu_split_empty_fn(int dtype, void* centroids, int64_t* counts, int64_t k, int64_t d, int64_t seed,
                                       int64_t iteration);
+
+// Of several problems; seeds and iterations are read on the device.
+typedef int dcfast_cuda_split_empty_fn(int dtype, void* centroids, int64_t* counts, int64_t problems, int64_t k,
+                                       int64_t d, const int64_t* seeds, const int64_t* iterations, void* stream);
 
 // ---- sobel_conv2d: normalised grey image, Sobel, convolution ----------------------------------------------
 // The sizes of one call, 16 consecutive int64.
@@ -256,6 +283,12 @@ typedef int dcfast_cuda_assign_fn(int dtype, const void* x, int64_t x_problem, i
 #define DCFAST_CUDA_OPS(X)        \
   X(assign_workspace)             \
   X(assign)                       \
+  X(accumulate)                   \
+  X(means)                        \
+  X(column_range)                 \
+  X(point_distances)              \
+  X(exact_sum)                    \
+  X(split_empty)                  \
   X(sobel_conv2d)                 \
   X(sobel_conv2d_backward_weight) \
   X(weighted_cross_entropy)       \

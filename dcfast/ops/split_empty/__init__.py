@@ -32,6 +32,7 @@ _op = _registry.define(
     check=_check,
     fake=_fake,
     native_cpu=("split_empty",),
+    native_cuda=("split_empty",),
 )
 
 
