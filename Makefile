@@ -23,8 +23,8 @@ ifeq ($(shell uname -s),Linux)
 endif
 OFFLINE_BACKENDS := triton-offline$(if $(shell command -v nvcc),$(shell echo ,)cuda-offline)
 
-.PHONY: demo test test-cpu test-sklearn test-interpreter test-offline test-emulator bench lint format mutate sanitize sanitize-memory \
-  sanitize-threads wheel clean distclean
+.PHONY: demo test test-cpu test-sklearn test-interpreter test-offline test-emulator bench gpu lint format mutate sanitize \
+  sanitize-memory sanitize-threads wheel clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -61,6 +61,11 @@ test-emulator: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(PYTEST) benchmarks/bench_*.py -q -s
 
+# On a machine with an NVIDIA GPU, by $(PYTHON) and the torch, triton and pytest that it has; needs no network, and takes
+# nine minutes at most (see CONTRIBUTING.md).
+gpu:
+	PYTHONPATH="benchmarks$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m gpu
+
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,7 +86,7 @@ sanitize: sanitize-memory sanitize-threads
 
 SANITIZE := $(abspath build/sanitize)
 SANITIZED_TESTS := $(addprefix tests/test_,$(addsuffix .py,accumulate assign bisecting faiss hard_inputs inertia kmeans \
-  kmeans_plusplus lloyd minibatch points sobel_conv2d split_empty weighted_cross_entropy))
+  kmeans_plusplus linear_weighted_cross_entropy lloyd minibatch points sobel_conv2d split_empty weighted_cross_entropy))
 
 # Python itself is not built for the sanitizer, so that its library comes first by LD_PRELOAD, and what the interpreter
 # leaves to the end of the process is no leak. A report ends the process, past the capture of file descriptors.

@@ -10,7 +10,7 @@ import torch
 
 from dcfast import ops
 
-__all__ = ["InverseSizeCrossEntropy", "SobelConv2d"]
+__all__ = ["InverseSizeCrossEntropy", "InverseSizeLinearCrossEntropy", "SobelConv2d"]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -64,6 +64,69 @@ class InverseSizeCrossEntropy(torch.nn.Module):
             f"n_clusters={len(self.cluster_sizes)}, ignore_index={self.ignore_index}, "
             f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
         )
+
+
+class InverseSizeLinearCrossEntropy(torch.nn.Module):
+    """A linear layer and `InverseSizeCrossEntropy`, without all logits at once.
+
+    What `torch.nn.LinearCrossEntropyLoss` is to `torch.nn.CrossEntropyLoss`. See
+    `dcfast.ops.linear_weighted_cross_entropy` for the definition, dtypes, memory and errors.
+
+    Parameters
+    ----------
+    in_features : int
+        Columns of the input.
+    cluster_sizes : Tensor of shape (k,)
+        How many points each cluster has: integers or floats. A buffer: it moves with the module and is saved.
+    bias : bool, default False
+        Whether each class adds a learnt constant.
+    ignore_index : int, default -100
+    label_smoothing : float, default 0.0
+    reduction : {'mean', 'sum', 'none'}
+    device, dtype
+        Of the parameters.
+
+    Attributes
+    ----------
+    linear : torch.nn.Linear
+        The layer, for logits where they are wanted.
+
+    Examples
+    --------
+    >>> import torch, dcfast
+    >>> loss = dcfast.nn.InverseSizeLinearCrossEntropy(8, torch.tensor([3, 1]))
+    >>> loss(torch.zeros(4, 8), torch.tensor([0, 0, 0, 1]))
+    tensor(0.6931, grad_fn=<ToCopyBackward0>)
+    """
+
+    cluster_sizes: torch.Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        cluster_sizes: torch.Tensor,
+        bias: bool = False,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(in_features, len(cluster_sizes), bias, device, dtype)
+        self.register_buffer("cluster_sizes", cluster_sizes)
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.reduction = reduction
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        options = (self.ignore_index, self.label_smoothing, self.reduction)
+        return ops.linear_weighted_cross_entropy(
+            input, self.linear.weight, target, self.cluster_sizes, self.linear.bias, *options
+        )
+
+    def extra_repr(self) -> str:
+        return f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
 
 
 class SobelConv2d(torch.nn.Module):

@@ -16,6 +16,8 @@ from dcfast.ops import _registry
 # A skip for any other reason fails the run: patterns that the whole reason must match.
 SKIP_REASONS = (
     r"no CUDA device",
+    r"one CUDA device only",
+    r"no CuPy",
     r"no nvcc, and the installed build holds no CUDA kernels",
     r"no build tools",
     r"no objdump or nm",

@@ -191,6 +191,20 @@ FAULTS = [
     ),
     Fault("donor keeps its count", SPLIT, "counts[donor] = count - count / 2;", "", "tests/test_split_empty.py"),
     Fault(
+        "rows that leave a cluster added to it on GPUs",
+        "csrc/cuda/accumulate.cu",
+        "leaves ? -sum : sum",
+        "leaves ? sum : sum",
+        "tests/emulator/test_accumulate.py",
+    ),
+    Fault(
+        "half a bit rounded without what lies below on GPUs",
+        "csrc/cuda/fixed.cuh",
+        "below = passed;",
+        "below = 0;",
+        "tests/emulator/test_accumulate.py",
+    ),
+    Fault(
         "labels one update behind",
         "dcfast/cluster/lloyd.py",
         'if converged != "labels":\n        with',

@@ -7,6 +7,7 @@ import torch
 
 from dcfast import ops
 from dcfast.ops import _native
+from dcfast.ops.kmeans_plusplus.greedy import share
 
 SHAPES = [(1, 1, 1), (2, 1, 2), (60, 3, 10), (500, 40, 25), (1100, 17, 9), (90, 300, 90)]
 KINDS = ["normal", "lattice", "huge", "tiny", "equal", "blobs"]
@@ -125,3 +126,12 @@ def test_opcheck_of_the_batch(cpu_backend):
     x, uniform = make(30, 5, 4, "normal", torch.float32)
     arguments = (x, torch.tensor([0, 30]), None, torch.tensor([2]), uniform[None])
     torch.library.opcheck(torch.ops.dcfast.kmeans_plusplus_batch.default, arguments)
+
+
+def test_shares_are_those_of_whole_numbers():
+    generator = torch.Generator().manual_seed(0)
+    numerators = [0, 1, 2**53 - 1, *torch.randint(2**53, (300,), generator=generator).tolist()]
+    totals = [0, 1, 2**31 - 1, 2**31, 2**62, *(torch.randint(2**62, (300,), generator=generator) >> 7).tolist()]
+    for total in totals:
+        expected = [numerator * total >> 53 for numerator in numerators]
+        assert share(torch.tensor(numerators), torch.tensor(total)).tolist() == expected

@@ -150,3 +150,10 @@ def test_a_fit_that_fails_leaves_nothing():
     with pytest.raises(ValueError, match="n_clusters"):
         model.fit(X[:3])
     assert not [name for name in vars(model) if name.endswith("_")]
+
+
+def test_tensors_are_answered_by_tensors():
+    X = torch.from_numpy(directions())
+    model = KMeans(4, spherical=True, n_init=1, random_state=0).fit(X)
+    assert isinstance(model.cluster_centers_, torch.Tensor)
+    assert torch.equal(model.predict(X), model.labels_)

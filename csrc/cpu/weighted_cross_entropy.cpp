@@ -8,6 +8,7 @@
 //
 // Where the gradient is wanted as well, the exponentials are left in the gradient's row, with the maximum that each
 // chunk of them is relative to on the stack, and a last loop scales them: exp, nearly all of the work, is done once.
+// That row may be the logits' own: a chunk's exponentials take its place when nothing else is read of it.
 //
 // exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2: ln 2 is subtracted in two parts, exp(r)
 // is its Taylor polynomial of degree 7 (float: remainder 5e-9) or 13 (double: 4e-18), 2^n is made from the
@@ -225,8 +226,8 @@ Row read_row(const typename F::Scalar* x, const typename F::Scalar* sizes, int64
       maximum = here;
     }
     if (kStore) *maxima++ = maximum;
-    row.exponentials += sum_of_exponentials<F, kStore>(x + start, n, maximum, kStore ? exponentials + start : nullptr);
     if (smooth) add_weighted<F>(x + start, sizes + start, n, maximum, &row);
+    row.exponentials += sum_of_exponentials<F, kStore>(x + start, n, maximum, kStore ? exponentials + start : nullptr);
   }
   row.maximum = double(maximum);
   return row;
@@ -266,7 +267,8 @@ template <class F>
 void forward(const typename F::Scalar* logits, int64_t row_stride, const int64_t* target,
              const typename F::Scalar* sizes, int64_t n, int64_t k, int64_t ignore_index, double label_smoothing,
              typename F::Scalar* losses, typename F::Scalar* maxima, typename F::Scalar* log_sums, double* sum,
-             double row_gradient, typename F::Scalar* gradient, int n_threads) {
+             const typename F::Scalar* row_gradients, int64_t row_gradient_stride, typename F::Scalar* gradient,
+             int n_threads) {
   typedef typename F::Scalar T;
   const bool smooth = label_smoothing > 0.0;
   const double all = smooth && gradient ? sum_of_weights<F>(sizes, k) : 0.0;
@@ -282,12 +284,13 @@ void forward(const typename F::Scalar* logits, int64_t row_stride, const int64_t
         continue;
       }
       const T* x = logits + i * row_stride;
+      const double hit = double(x[target[i]]);
       T chunk_maxima[kChunks];
       const Row row = out ? read_row<F, true>(x, sizes, k, smooth, out, chunk_maxima)
                           : read_row<F, false>(x, sizes, k, smooth, nullptr, nullptr);
       const double log_sum = log(row.exponentials);
       const double weight = double(weight_of_class(sizes[target[i]]));
-      double loss = weight * ((row.maximum - double(x[target[i]])) + log_sum);
+      double loss = weight * ((row.maximum - hit) + log_sum);
       if (smooth) {
         const double all_losses = row.weights * log_sum - row.weighted;
         loss = (1.0 - label_smoothing) * loss + label_smoothing / double(k) * all_losses;
@@ -296,7 +299,8 @@ void forward(const typename F::Scalar* logits, int64_t row_stride, const int64_t
       maxima[i] = T(row.maximum);
       log_sums[i] = T(log_sum);
       if (out) {
-        const Share share = share_of(row_gradient, label_smoothing, weight, all, k);
+        const double g = double(row_gradients[i * row_gradient_stride]);
+        const Share share = share_of(g, label_smoothing, weight, all, k);
         const int64_t chunk = chunk_of(k);
         for (int64_t start = 0, c = 0; start < k; start += chunk, ++c) {
           const double scale = share.softmax / row.exponentials * exp(double(chunk_maxima[c]) - row.maximum);
@@ -392,16 +396,18 @@ int weighted_cross_entropy_total(int dtype, const int64_t* target, const void* s
 
 int weighted_cross_entropy(int dtype, const void* logits, int64_t row_stride, const int64_t* target, const void* sizes,
                            int64_t n, int64_t k, int64_t ignore_index, double label_smoothing, void* losses,
-                           void* maxima, void* log_sums, double* sum, double row_gradient, void* gradient,
-                           int n_threads) {
+                           void* maxima, void* log_sums, double* sum, const void* row_gradients,
+                           int64_t row_gradient_stride, void* gradient, int n_threads) {
   if (dtype == DCFAST_FLOAT32) {
     forward<Float32>(static_cast<const float*>(logits), row_stride, target, static_cast<const float*>(sizes), n, k,
                      ignore_index, label_smoothing, static_cast<float*>(losses), static_cast<float*>(maxima),
-                     static_cast<float*>(log_sums), sum, row_gradient, static_cast<float*>(gradient), n_threads);
+                     static_cast<float*>(log_sums), sum, static_cast<const float*>(row_gradients), row_gradient_stride,
+                     static_cast<float*>(gradient), n_threads);
   } else if (dtype == DCFAST_FLOAT64) {
     forward<Float64>(static_cast<const double*>(logits), row_stride, target, static_cast<const double*>(sizes), n, k,
                      ignore_index, label_smoothing, static_cast<double*>(losses), static_cast<double*>(maxima),
-                     static_cast<double*>(log_sums), sum, row_gradient, static_cast<double*>(gradient), n_threads);
+                     static_cast<double*>(log_sums), sum, static_cast<const double*>(row_gradients),
+                     row_gradient_stride, static_cast<double*>(gradient), n_threads);
   } else {
     return DCFAST_INVALID_DTYPE;
   }

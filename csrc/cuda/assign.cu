@@ -161,6 +161,7 @@ int run(const Device& device, const AssignData<T>& data, void* workspace, int64_
                                data.n,
                                problems * n,
                                static_cast<int32_t>(plan.k_blocks),
+                               ~(kPlaces - 1),
                                (double(data.d) + 4.0) * 0x1p-53};
 #ifdef DCFAST_HAS_SM90
       status = has_sm90(device) ? assign_pass_sm90(pass, int(plan.block_rows), device.multiprocessors, stream)

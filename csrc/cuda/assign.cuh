@@ -48,6 +48,9 @@ struct AssignPass {
   int32_t* counts;              // (2,): lengths of the lists
   int64_t problem0, problems, row0, n, n_padded, k_padded, label_stride, items;
   int32_t k_blocks;
+  // Clears a score's place. It comes at run time so that it lies in a register: an instruction has room for one
+  // immediate, and that is the new place.
+  int32_t clear_place;
   double rho;  // the error of D64 relative to (|x~| + |c~|)^2
 };
 
@@ -81,7 +84,7 @@ __device__ __forceinline__ int32_t centroid_of(float score, int32_t tile, int la
 // is no lower than the second, and that is taken for it: two near centroids among a lane's 32 of a tile are left to
 // the full recheck.
 __device__ __forceinline__ void score_tile(const float (&sums)[64], const float2* bounds, const float (&size)[2],
-                                           int32_t tile, int lane, Nearest* nearest) {
+                                           int32_t clear_place, int32_t tile, int lane, Nearest* nearest) {
   float first[2] = {kNone, kNone}, second[2] = {kNone, kNone};
 #pragma unroll
   for (int g = 0; g < kTile / 8; ++g) {
@@ -92,7 +95,7 @@ __device__ __forceinline__ void score_tile(const float (&sums)[64], const float2
       for (int e = 0; e < 2; ++e) {
         const float low = __fmaf_rn(-size[h], e ? bound.w : bound.y, e ? bound.z : bound.x);
         const int bits = __float_as_int(low - sums[4 * g + 2 * h + e]);
-        const float score = __int_as_float((bits & ~(kPlaces - 1)) | (2 * g + e));
+        const float score = __int_as_float((bits & clear_place) | (2 * g + e));
         second[h] = fminf(second[h], fmaxf(first[h], score));
         first[h] = fminf(first[h], score);
       }

@@ -33,7 +33,7 @@ __device__ __forceinline__ unsigned long long mixed(unsigned long long bits, int
 
 // Of 64 centroids: which are finite, their places in the hash table, their share of the sums, their columns.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4) gather(const AssignData<T> data, const AssignCentroids<T> made) {
+__global__ void __launch_bounds__(kThreads, 3) gather(const AssignData<T> data, const AssignCentroids<T> made) {
   __shared__ bool finite[kCentroidsPerBlock];
   const int64_t blocks = (data.k + kCentroidsPerBlock - 1) / kCentroidsPerBlock;
   const int64_t p = blockIdx.x / blocks, first = blockIdx.x % blocks * kCentroidsPerBlock;
@@ -89,7 +89,7 @@ __device__ __forceinline__ double shift_of(const AssignCentroids<T>& made, int64
 
 // Which centroids live, and the largest |c - m| among them.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4) measure(const AssignData<T> data, const AssignCentroids<T> made) {
+__global__ void __launch_bounds__(kThreads, 3) measure(const AssignData<T> data, const AssignCentroids<T> made) {
   const int64_t blocks = (data.k + kWarps - 1) / kWarps;
   const int64_t p = blockIdx.x / blocks, j = blockIdx.x % blocks * kWarps + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -148,23 +148,32 @@ struct Norms {
   int infinite = 0, too_large = 0;
 };
 
-// The operand of one vector, row `at` of `rows_padded`, k-block by k-block.
+// k-blocks of a vector whose loads are under way together: what one row of 256 columns has.
+constexpr int kBlocksInFlight = 4;
+
+// The operand of one vector, row `at` of `rows_padded`, k-block by k-block. v is valid memory even where the vector is
+// not kept: loads that depend on nothing but their address are issued one after the other.
 template <class T>
 __device__ __forceinline__ Norms round_vector(const T* v, int64_t stride, int64_t d, const double* shift, double scale,
                                               bool keep, __half* halves, int64_t at, int64_t rows_padded, int lane) {
+  constexpr int kParts = 2 * kBlocksInFlight;  // of 32 elements
   Norms norms;
-  for (int64_t first = 0; first < d; first += kBlockColumns) {
-    __half* const to = halves + (first / kBlockColumns * rows_padded + at) * kBlockColumns;
+  for (int64_t first = 0; first < d; first += kBlocksInFlight * kBlockColumns) {
+    T values[kParts];
 #pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      const int e = 32 * part + lane;
-      const int64_t i = first + e;
-      double t = 0.0;
-      if (i < d && keep) {
-        const double value = double(widen(v[i * stride]));
-        norms.infinite += !(fabs(value) < INFINITY);
-        t = (value - shift[i]) * scale;
-      }
+    for (int part = 0; part < kParts; ++part) {
+      const int64_t i = first + 32 * part + lane;
+      values[part] = v[(i < d ? i : d - 1) * stride];
+    }
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const int e = part % 2 * 32 + lane;
+      const int64_t block = first + part / 2 * kBlockColumns, i = block + e;
+      if (block >= d) break;
+      const bool inside = i < d && keep;
+      const double value = double(widen(values[part]));
+      norms.infinite += inside && !(fabs(value) < INFINITY);
+      double t = inside ? (value - shift[i < d ? i : d - 1]) * scale : 0.0;
       const bool fits = fabs(t) < kHalfLimit;
       norms.too_large += !fits;
       t = fits ? t : 0.0;
@@ -173,6 +182,7 @@ __device__ __forceinline__ Norms round_vector(const T* v, int64_t stride, int64_
       norms.square += t * t;
       norms.half_square += w * w;
       norms.lost += rest * rest;
+      __half* const to = halves + (block / kBlockColumns * rows_padded + at) * kBlockColumns;
       to[((e / 8) ^ static_cast<int>(at & 7)) * 8 + e % 8] = half;
     }
   }
@@ -197,7 +207,7 @@ struct Bounds {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, 3)
     round_centroids(const AssignData<T> data, const AssignCentroids<T> made, double spread) {
   const int64_t blocks = made.k_padded / kWarps;
   const int64_t p = blockIdx.x / blocks, j = blockIdx.x % blocks * kWarps + threadIdx.x / 32;
@@ -225,7 +235,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, 3)
     round_rows(const AssignData<T> data, const AssignCentroids<T> made, const AssignSlice slice, __half* halves,
                float* size, float* norm) {
   const int64_t blocks = slice.n_padded / kWarps;
@@ -234,8 +244,9 @@ __global__ void __launch_bounds__(kThreads, 4)
   for (int64_t block = blockIdx.x; block < slice.problems * blocks; block += gridDim.x) {
     const int64_t p = block / blocks, row = block % blocks * kWarps + threadIdx.x / 32;
     const int64_t problem = slice.problem0 + p;
-    const Norms sums = round_vector(data.x + problem * data.x_problem + (slice.row0 + row) * data.x_row, data.x_column,
-                                    data.d, made.shift + problem * data.d, made.scale[problem], row < slice.n,
+    const int64_t from = slice.row0 + (row < slice.n ? row : 0);
+    const Norms sums = round_vector(data.x + problem * data.x_problem + from * data.x_row, data.x_column, data.d,
+                                    made.shift + problem * data.d, made.scale[problem], row < slice.n,
                                     halves + p * k_blocks * slice.n_padded * kBlockColumns, row, slice.n_padded, lane);
     if (lane != 0) continue;
     const Bounds bounds(sums, data.d);

@@ -69,6 +69,7 @@ template <class T, int kRows, int kColumns>
 __global__ void __launch_bounds__(kThreads, 2)
     recheck_all_d64(const AssignData<T> data, const uint8_t* live, const T* transposed, const AssignPass pass,
                     int32_t fewest, int32_t most) {
+  constexpr int kUnroll = kRows == 1 ? 4 : 1;  // with many rows their sums take the registers
   __shared__ double x[kRows][kChunk];
   __shared__ double nearest[kRows][kWarps];
   __shared__ int64_t nearest_at[kRows][kWarps];
@@ -107,11 +108,18 @@ __global__ void __launch_bounds__(kThreads, 2)
                                           (pass.row0 + item % pass.n) * data.x_row + (i0 + i) * data.x_column]));
           }
           __syncthreads();
-          const T* c = transposed + (p * data.d + i0) * data.k + j0 + threadIdx.x;
-          for (int i = 0; i < columns; ++i, c += data.k) {
+          // Past the last centroid that one again: a load under a condition would be waited for on its own.
+          const T* c[kColumns];
+#pragma unroll
+          for (int u = 0; u < kColumns; ++u) {
+            const int64_t j = j0 + u * kThreads + threadIdx.x;
+            c[u] = transposed + (p * data.d + i0) * data.k + (j < data.k ? j : data.k - 1);
+          }
+#pragma unroll kUnroll
+          for (int i = 0; i < columns; ++i) {
 #pragma unroll
             for (int u = 0; u < kColumns; ++u) {
-              const double centroid = j0 + u * kThreads + threadIdx.x < data.k ? double(widen(c[u * kThreads])) : 0.0;
+              const double centroid = double(widen(c[u][i * data.k]));
 #pragma unroll
               for (int r = 0; r < kRows; ++r) sum[r][u] = add_square(sum[r][u], x[r][i], centroid);
             }

@@ -137,9 +137,9 @@ __global__ void __launch_bounds__(kThreads, 1) certify_sm80(const AssignPass pas
 #pragma unroll
       for (int slab = 0; slab < kSlabs; ++slab) {
         if constexpr (kPromote) {
-          score_tile(total, bounds + tile * kTile, size[slab], tile, lane, nearest + 2 * slab);
+          score_tile(total, bounds + tile * kTile, size[slab], pass.clear_place, tile, lane, nearest + 2 * slab);
         } else {
-          score_tile(sums[slab], bounds + tile * kTile, size[slab], tile, lane, nearest + 2 * slab);
+          score_tile(sums[slab], bounds + tile * kTile, size[slab], pass.clear_place, tile, lane, nearest + 2 * slab);
         }
       }
       ++tile;

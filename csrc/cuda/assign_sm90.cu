@@ -185,6 +185,7 @@ __global__ void __launch_bounds__(kThreads, 1) certify_sm90(const AssignPass pas
           stage.advance(stages);
           if (kPromote && (block % kSumBlocks == kSumBlocks - 1 || block == k_blocks - 1)) {
             wgmma_wait<0>();
+            wgmma_take(sums[0]);
 #pragma unroll
             for (int i = 0; i < 64; ++i) total[kPromote ? i : 0] += sums[0][i];
           }
@@ -192,6 +193,8 @@ __global__ void __launch_bounds__(kThreads, 1) certify_sm90(const AssignPass pas
         // The other group's turn; nobody waits for the second group's last one.
         if (in_turns && !(group == 1 && last_item && tile == tiles - 1)) bar_arrive(2 - group, 2 * kGroup);
         wgmma_wait<0>();
+#pragma unroll
+        for (int slab = 0; slab < kSlabs; ++slab) wgmma_take(sums[slab]);
         if (lane == 0) {
           mbarrier_arrive(&barriers.empty[last_slot]);
           if (kResident && tile == tiles - 1) mbarrier_arrive(&barriers.rows_empty[k_blocks - 1]);
@@ -201,9 +204,9 @@ __global__ void __launch_bounds__(kThreads, 1) certify_sm90(const AssignPass pas
 #pragma unroll
         for (int slab = 0; slab < kSlabs; ++slab) {
           if constexpr (kPromote) {
-            score_tile(total, bounds, size[slab], tile, lane, nearest + 2 * slab);
+            score_tile(total, bounds, size[slab], pass.clear_place, tile, lane, nearest + 2 * slab);
           } else {
-            score_tile(sums[slab], bounds, size[slab], tile, lane, nearest + 2 * slab);
+            score_tile(sums[slab], bounds, size[slab], pass.clear_place, tile, lane, nearest + 2 * slab);
           }
         }
         __syncwarp();

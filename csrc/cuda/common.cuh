@@ -37,16 +37,5 @@ __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-// 16 bytes at a 16-byte boundary, as elements.
-template <class T>
-__device__ __forceinline__ void load_wide(const T* at, typename Element<T>::Wide (&values)[Element<T>::kPerLoad]) {
-  union {
-    uint4 bits;
-    T elements[Element<T>::kPerLoad];
-  } raw = {__ldg(reinterpret_cast<const uint4*>(at))};
-#pragma unroll
-  for (int i = 0; i < Element<T>::kPerLoad; ++i) values[i] = widen(raw.elements[i]);
-}
-
 }  // namespace cuda
 }  // namespace dcfast

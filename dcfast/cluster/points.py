@@ -424,7 +424,9 @@ def open_points(
         points = _open(estimator, X, reset, min_rows if ranks.size == 1 else 0, at_least, memory)
         points.check_finite()
         if spherical:
+            answer = points.answer
             points = OnSphere(Sliced(points.x, points.dtype, memory) if isinstance(points, InMemory) else points)
+            points.answer = answer
         points = _loaded(points, memory)
         points.sample_weight = arrays.sample_weights(sample_weight, points.n_samples, points.device)
     _join(points, ranks)

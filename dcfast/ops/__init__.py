@@ -6,6 +6,7 @@ from dcfast.ops.assign import assign, lower_bounds, reassign
 from dcfast.ops.draw_rows import draw_rows
 from dcfast.ops.inertia import exact_sum, inertia, point_distances
 from dcfast.ops.kmeans_plusplus import kmeans_plusplus, kmeans_plusplus_batch
+from dcfast.ops.linear_weighted_cross_entropy import linear_weighted_cross_entropy
 from dcfast.ops.lloyd import Runs, lloyd
 from dcfast.ops.sobel_conv2d import sobel_conv2d
 from dcfast.ops.split_empty import split_empty
@@ -27,6 +28,7 @@ __all__ = [
     "inverse_size_weights",
     "kmeans_plusplus",
     "kmeans_plusplus_batch",
+    "linear_weighted_cross_entropy",
     "lloyd",
     "lower_bounds",
     "means",

@@ -176,6 +176,13 @@ def _backend_for(op: Op, device: torch.device) -> str:
     return choice.backend
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that matrix products have under autocast on `device`; None where that is off."""
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
 def _first_tensor(args: tuple[Any, ...]) -> torch.Tensor:
     return next(a for a in args if isinstance(a, torch.Tensor))
 

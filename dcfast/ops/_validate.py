@@ -61,3 +61,40 @@ def class_indices(target: torch.Tensor, name: str, n_classes: int, ignore_index:
         raise ValueError(
             f"{name}[{row}] is {int(target[row])}: expected 0 to {n_classes - 1}, or ignore_index={ignore_index}"
         )
+
+
+def cluster_sizes(sizes: torch.Tensor) -> None:
+    """`sizes` is (k,), integers or floats."""
+    if sizes.dim() != 1:
+        raise ValueError(f"cluster_sizes has shape {tuple(sizes.shape)}: expected (k,)")
+    if sizes.dtype == torch.bool or sizes.is_complex():
+        raise TypeError(f"cluster_sizes has dtype {sizes.dtype}: expected integers or floats")
+
+
+def weighted_classes(
+    target: torch.Tensor,
+    sizes: torch.Tensor,
+    x: torch.Tensor,
+    name: str,
+    n_classes: int,
+    what: str,
+    label_smoothing: float,
+) -> None:
+    """Targets of the rows of `x` and sizes of the classes, one per `what`, that go with one another."""
+    integers(target, "target", x.shape[:1])
+    same_device(target, "target", x, name)
+    cluster_sizes(sizes)
+    if sizes.shape != (n_classes,):
+        raise ValueError(f"cluster_sizes has shape {tuple(sizes.shape)}: expected ({n_classes},), one per {what}")
+    same_device(sizes, "cluster_sizes", x, name)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}: expected 0.0 to 1.0")
+
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def reduction(name: str) -> None:
+    """`name` is one of torch's reductions."""
+    if name not in _REDUCTIONS:
+        raise ValueError(f"reduction is {name!r}: choose one of {_REDUCTIONS}")

@@ -115,20 +115,24 @@ def gamma(n, u):
     return n * u / (1 - n * u)
 
 
-@pytest.mark.parametrize("kind", ["normal", "offset", "mixed", "cancelling", "tiny"])
+@pytest.mark.parametrize("kind", ["normal", "offset", "mixed", "tiny", "cancelling", "centre", "half-way"])
 def test_bounds_hold_in_exact_arithmetic(kind, emulated_gpu, capability):
     """Whatever order the tensor cores add in, truncating every sum: v_j <= s_j <= v_j + 2 (a_j + n b_j)."""
     d, n, k = 70, 5, 4
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64)
     if kind == "cancelling":  # products that cancel to the last bit beside large ones
-        x = (
-            torch.ones(n, d, dtype=torch.float64)
-            + torch.rand(n, d, generator=generator(1), dtype=torch.float64) * 2**-9
-        )
+        x = 1 + torch.rand(n, d, generator=generator(1), dtype=torch.float64) * 2**-9
+        c = signs.repeat(d // 2) * 2.0 ** torch.arange(k)[:, None]
+    elif kind == "centre":  # nothing but the norms of the centroids in the scores
+        x = torch.full((n, d), 2.0**-20, dtype=torch.float64)
         c = (
-            torch.ones(k, d, dtype=torch.float64)
-            * torch.tensor([1.0, -1.0]).repeat(d // 2)
-            * 2.0 ** torch.arange(k)[:, None]
+            torch.rand(2, d, generator=generator(2), dtype=torch.float64).repeat(2, 1)
+            * signs.repeat_interleave(2)[:, None]
         )
+        c[1::2] *= 0.7
+    elif kind == "half-way":  # every element between two float16 numbers, and every error the same way
+        x = torch.full((n, d), 64 + 2.0**-5, dtype=torch.float64)
+        c = torch.ones(k, d, dtype=torch.float64) * torch.tensor([128.0, -128.0, 64.0, -64.0])[:, None]
     else:
         x, c = make(n, d, k, kind, torch.float64)
     blocks = -(-d // 64)

@@ -48,6 +48,38 @@ def test_equals_the_reference(n, k, dtype, label_smoothing, reduction):
     assert torch.equal(again[1].nan_to_num(7.0), gradient.nan_to_num(7.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_the_gradient_takes_the_place_of_the_logits(n, k, dtype):
+    logits, target, sizes = make(n, k, dtype)
+    factors = torch.linspace(-1, 2, n)
+    operator, results = torch.ops.dcfast.weighted_cross_entropy_gradient_, []
+    for backend in ("triton", "reference"):
+        x = logits.clone()
+        with ops.backend(backend):
+            results.append((operator(x, target, sizes, factors, -100, 0.1), x))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, equal_nan=True)
+
+
+def test_the_linear_head(monkeypatch):
+    from dcfast.ops.linear_weighted_cross_entropy import blocks
+
+    monkeypatch.setattr(blocks, "_LOGITS", {"cpu": 40})
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(*shape, generator=generator) for shape in ((9, 3), (13, 3), (13,))]
+    _, target, sizes = make(9, 13, torch.float32)
+    results = []
+    for backend in ("triton", "reference"):
+        x, weight, bias = (t.clone().requires_grad_() for t in operands)
+        with ops.backend(backend):
+            loss = ops.linear_weighted_cross_entropy(x, weight, target, sizes, bias, label_smoothing=0.1)
+            loss.backward()
+        results.append((loss.detach(), x.grad, weight.grad, bias.grad))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 def test_strides():
     logits, target, sizes = make(9, 13, torch.float32)
     expected = run(logits, target, sizes)

@@ -1,6 +1,7 @@
 """Every CUDA kernel for sm_80 and sm_90, with no GPU: registers, spills, and no fused multiply-add in D64."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,24 @@ def test_no_kernel_spills(kernels, count_backend):
     assert all(0 < k.registers <= 255 for k in kernels)
 
 
+def test_logits_and_gradients_move_16_bytes_at_a_time(kernels, count_backend):
+    count_backend("cuda-offline")
+    rows = [k for k in kernels if re.search(r"weighted_cross_entropy_(backward_)?rows", k.name)]
+    assert {k.arch for k in rows} == ARCHITECTURES
+    for kernel in rows:
+        # A load for each of the four that are under way, in either pass; a store for each, and one of zeros.
+        wide = [sum(o.startswith(opcode) for o in kernel.opcodes) for opcode in ("LDG.E.128", "STG.E.128")]
+        assert wide == [4 if "backward" in kernel.name else 8, 5]
+
+
+def test_float32_logits_leave_registers_for_1024_threads(kernels, count_backend):
+    count_backend("cuda-offline")
+    long_rows = [k for k in kernels if re.search(r"weighted_cross_entropy_\w*rowsI\w+Li512E", k.name)]
+    assert len(long_rows) == 2 * 2 * 4
+    for kernel in long_rows:
+        assert kernel.registers <= (128 if "rowsIdLi" in kernel.name else 64)
+
+
 def test_no_d64_kernel_fuses(kernels, count_backend):
     count_backend("cuda-offline")
     assert [k.name for k in kernels if "d64" in k.name.lower() and k.has("DFMA")] == []
@@ -65,6 +84,10 @@ def test_no_d64_kernel_fuses(kernels, count_backend):
     [
         ("certify_sm80", 80, ("HMMA", "LDSM", "LDGSTS")),
         ("certify_sm90", 90, ("HGMMA", "UBLKCP", "SYNCS", "USETMAXREG")),
+        ("sobel_conv2d_forward", 80, ("HMMA", "LDSM")),
+        ("sobel_conv2d_forward", 90, ("HMMA", "LDSM")),
+        ("sobel_conv2d_gradient", 80, ("HMMA", "LDSM")),
+        ("sobel_conv2d_gradient", 90, ("HMMA", "LDSM")),
     ],
 )
 def test_kernels_use_the_instructions_meant_for_them(kernels, kernel, arch, opcodes, count_backend):
@@ -88,3 +111,15 @@ def test_products_of_a_k_block_follow_one_another(kernels, count_backend):
         assert products in (4, 8)
         first = marks.index("HGMMA")
         assert marks[first : first + products] == ["HGMMA"] * products
+
+
+@pytest.mark.parametrize("name", ["accumulate_sum", "column_range_kernel", "point_distances_d64"])
+def test_loads_are_in_flight_together(kernels, name, count_backend):
+    """A compiler that puts a load into a branch of its own waits for it there: memory is read at its latency."""
+    count_backend("cuda-offline")
+    wide = [k for k in kernels if re.search(rf"{name}I.*Lb1E", k.name)]  # kWide
+    assert {k.arch for k in wide} == ARCHITECTURES
+    for kernel in wide:
+        opcodes = " ".join(kernel.opcodes)
+        together = re.search(r"(LDG\.E\.(64|128)\.CONSTANT ((?!BRA|BSYNC|F2F|HADD2|DADD|DMUL)\S+ )*?){4}", opcodes)
+        assert together, kernel.name

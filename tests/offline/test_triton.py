@@ -69,7 +69,7 @@ def kernels_of(module):
 
 
 # Made of other ops' kernels, with none of their own.
-COMPOSED = {"draw_rows", "kmeans_plusplus", "lloyd"}
+COMPOSED = {"draw_rows", "kmeans_plusplus", "linear_weighted_cross_entropy", "lloyd"}
 
 
 @pytest.mark.parametrize("op", MODULES)

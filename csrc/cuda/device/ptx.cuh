@@ -11,6 +11,20 @@ __device__ __forceinline__ uint32_t shared_address(const void* at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(at));
 }
 
+// 16 bytes to global memory, 16-byte aligned: an assignment may be taken apart into words.
+__device__ __forceinline__ void st_global_v4(void* at, uint4 bits) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "r"(bits.x), "r"(bits.y),
+               "r"(bits.z), "r"(bits.w)
+               : "memory");
+}
+
+// 2^x within 2 units of the last place; results below the normal numbers are 0.
+__device__ __forceinline__ float ex2_approx_ftz(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 // ---- sm_80: copies and products of a warp --------------------------------------------------------------------
 
 // 16 bytes from global to shared memory, both 16-byte aligned, past the first-level cache.
@@ -39,6 +53,13 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&to)[4], const void* row) 
 // column, column + 1; n = row) and 8 further in k; sum[0..1] is (row; column, column + 1), sum[2..3] 8 rows below.
 __device__ __forceinline__ void mma_m16n8k16(float* sum, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ void mma_m16n8k16_bf16(float* sum, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -104,6 +125,13 @@ __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_grou
 template <int kPending>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// Ties the sums to this place: after a wait, so that the compiler, which knows nothing of products under way, reads
+// them no earlier.
+__device__ __forceinline__ void wgmma_take(float (&sum)[64]) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(sum[i])::"memory");
 }
 
 // A matrix of rows of 64 float16 elements (128 bytes) in shared memory whose 16-byte piece c of row r lies at c ^ (r %

@@ -58,6 +58,21 @@ typedef int dcfast_cpu_column_range_fn(int dtype, const void* x, int64_t row_str
                                        const double* weight, double* smallest, double* largest, int64_t copies,
                                        int n_threads);
 
+// On the GPU of problems x n rows (at most 2^29) into the words (k x n_words x d each) and counts (k each) of their
+// problems, which hold nothing yet if `fresh`. x, labels, previous and weight are of problems x n rows, all but x
+// contiguous. Column i in units of 2^low[i]. With a null workspace (16-byte aligned) all that it does is to write how
+// many bytes it needs.
+typedef int dcfast_cuda_accumulate_fn(int dtype, const void* x, int64_t problem_stride, int64_t row_stride,
+                                      int64_t problems, int64_t n, int64_t d, const int64_t* labels,
+                                      const int64_t* previous, int64_t k, const double* weight, const int64_t* low,
+                                      int64_t n_words, bool fresh, int64_t* words, int64_t* counts, void* workspace,
+                                      int64_t* bytes, void* stream);
+typedef int dcfast_cuda_means_fn(int dtype, const int64_t* words, int64_t clusters, int64_t n_words, int64_t d,
+                                 const int64_t* low, const double* total, const void* previous, void* out,
+                                 void* stream);
+typedef int dcfast_cuda_column_range_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                        const double* weight, double* smallest, double* largest, void* stream);
+
 // ---- inertia ---------------------------------------------------------------------------------------------
 // out[i] = RN64(weight[i] * D64(x_i, centroid of its label)); 0 for a label outside [0, k). weight may be null.
 typedef int dcfast_cpu_point_distances_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
@@ -67,6 +82,14 @@ typedef int dcfast_cpu_point_distances_fn(int dtype, const void* x, int64_t row_
 typedef int dcfast_cpu_exact_sum_add_fn(const double* values, int64_t n, int64_t* words, int n_threads);
 // out[0] = the sum of all n_threads accumulators, rounded once.
 typedef int dcfast_cpu_exact_sum_round_fn(int64_t* words, int n_threads, double* out);
+
+// centroids: problems x k x d.
+typedef int dcfast_cuda_point_distances_fn(int dtype, const void* x, int64_t problem_stride, int64_t row_stride,
+                                           int64_t problems, int64_t n, int64_t d, const void* centroids, int64_t k,
+                                           const int64_t* labels, const double* weight, double* out, void* stream);
+// out[row] = the sum of values (rows x length), rounded once. words (rows x 80) hold zeros.
+typedef int dcfast_cuda_exact_sum_fn(const double* values, int64_t rows, int64_t length, int64_t* words, double* out,
+                                     void* stream);
 
 // ---- kmeans_plusplus ---------------------------------------------------------------------------------------
 // Bytes of the workspace; with `cached`, 2 bytes per element of x among them.
@@ -121,6 +144,10 @@ typedef int dcfast_cpu_lloyd_fn(int dtype, const void* x, int64_t row_stride, co
 typedef int dcfast_cpu_split_empty_fn(int dtype, void* centroids, int64_t* counts, int64_t k, int64_t d, int64_t seed,
                                       int64_t iteration);
 
+// Of several problems; seeds and iterations are read on the device.
+typedef int dcfast_cuda_split_empty_fn(int dtype, void* centroids, int64_t* counts, int64_t problems, int64_t k,
+                                       int64_t d, const int64_t* seeds, const int64_t* iterations, void* stream);
+
 // ---- sobel_conv2d: normalised grey image, Sobel, convolution ----------------------------------------------
 // The sizes of one call, 16 consecutive int64.
 struct dcfast_sobel_conv2d_sizes {
@@ -161,6 +188,19 @@ typedef int dcfast_cpu_sobel_conv2d_backward_image_fn(int dtype, const dcfast_so
                                                       void* scratch, void* grad_image, int64_t start, int64_t stop,
                                                       int n_threads);
 
+// On CUDA: weight (filters, 2, kernel_h, kernel_w) is contiguous, scale and bias (filters) are float32, or float64 for
+// float64, and may be null. allow_tf32: float32 operands may be rounded to 11 bits.
+typedef int dcfast_cuda_sobel_conv2d_fn(int dtype, int image_dtype, bool allow_tf32,
+                                        const dcfast_sobel_conv2d_sizes* sizes, const void* image, const double* fold,
+                                        const void* weight, const void* scale, const void* bias, bool relu,
+                                        void* output, void* stream);
+// partial has room for max_rows matrices (filters, 2 kernel_h kernel_w + 1) of float32 (float64 for float64); rows says
+// how many were written. Their sum is the gradient of the weights, and in the last column that of the bias.
+typedef int dcfast_cuda_sobel_conv2d_backward_weight_fn(int dtype, int image_dtype, bool allow_tf32,
+                                                        const dcfast_sobel_conv2d_sizes* sizes, const void* image,
+                                                        const double* fold, const void* grad, int64_t max_rows,
+                                                        void* partial, int64_t* rows, void* stream);
+
 // ---- weighted_cross_entropy: the weight of a class is 1 / its size -----------------------------------------------
 // total becomes the sum of the targets' weights, NaN if a target is neither in [0, k) nor ignore_index. sizes (k) is
 // float32 or float64, as the dtype says.
@@ -169,12 +209,13 @@ typedef int dcfast_cpu_weighted_cross_entropy_total_fn(int dtype, const int64_t*
 // logits are n rows of k; sizes (k), losses, maxima and log_sums (n each) are float32 for float32, float16 and
 // bfloat16 logits (the CPU functions take the first only) and float64 for float64 ones. losses are the weighted
 // losses of the rows, maxima + log_sums their log-sum-exp. sum gains the sum of the losses. gradient (n x k), unless
-// null, becomes row_gradient times the gradient of that sum.
+// null, becomes that of the sum of row_gradients[i] losses[i] (stride 0 if common to all rows); it may take the place
+// of logits without padding.
 typedef int dcfast_cpu_weighted_cross_entropy_fn(int dtype, const void* logits, int64_t row_stride,
                                                  const int64_t* target, const void* sizes, int64_t n, int64_t k,
                                                  int64_t ignore_index, double label_smoothing, void* losses,
-                                                 void* maxima, void* log_sums, double* sum, double row_gradient,
-                                                 void* gradient, int n_threads);
+                                                 void* maxima, void* log_sums, double* sum, const void* row_gradients,
+                                                 int64_t row_gradient_stride, void* gradient, int n_threads);
 // row_gradients (stride 0 if common to all rows) are those of the weighted losses; gradient is n x k.
 typedef int dcfast_cpu_weighted_cross_entropy_backward_fn(int dtype, const void* logits, int64_t row_stride,
                                                           const int64_t* target, const void* sizes, int64_t n,
@@ -182,12 +223,22 @@ typedef int dcfast_cpu_weighted_cross_entropy_backward_fn(int dtype, const void*
                                                           const void* row_gradients, int64_t row_gradient_stride,
                                                           const void* maxima, const void* log_sums, void* gradient,
                                                           int n_threads);
-// As on the CPU, without the gradient; sums are those of the losses and of the targets' weights, written in the dtype
-// of losses, the first divided by the second if `mean`; a target that is no class makes its row's loss NaN.
+// Loss and, unless null, gradient (n x k), which may take the place of logits without padding: that of the sum of
+// row_gradients[i] loss_i (stride 0 if common to all rows; null: 1), in the dtype of losses, divided by total if
+// `mean`. sum and total, unless sum is null, become those of the losses and of the targets' weights, in the dtype of
+// losses too, sum divided by total if `mean`. weights are 1 / size of the k classes and then their sum; null without
+// label smoothing. A target that is no class makes its row's loss and gradient NaN.
 typedef int dcfast_cuda_weighted_cross_entropy_fn(int dtype, const void* logits, int64_t row_stride,
-                                                  const int64_t* target, const void* sizes, int64_t n, int64_t k,
-                                                  int64_t ignore_index, double label_smoothing, bool mean, void* losses,
-                                                  void* maxima, void* log_sums, void* sums, void* stream);
+                                                  const int64_t* target, const void* sizes, const void* weights,
+                                                  int64_t n, int64_t k, int64_t ignore_index, double label_smoothing,
+                                                  bool mean, const void* row_gradients, int64_t row_gradient_stride,
+                                                  void* losses, void* maxima, void* log_sums, void* sum, void* total,
+                                                  void* gradient, void* stream);
+// The gradient alone, from what the rows came to; all row_gradients are divided by divisor, unless that is null.
+typedef int dcfast_cuda_weighted_cross_entropy_backward_fn(
+    int dtype, const void* logits, int64_t row_stride, const int64_t* target, const void* sizes, const void* weights,
+    int64_t n, int64_t k, int64_t ignore_index, double label_smoothing, const void* row_gradients,
+    int64_t row_gradient_stride, const void* divisor, void* maxima, void* log_sums, void* gradient, void* stream);
 
 // ---- on a GPU -------------------------------------------------------------------------------------------------------
 // Bytes of the workspace of assign on the current device.
@@ -229,10 +280,19 @@ typedef int dcfast_cuda_assign_fn(int dtype, const void* x, int64_t x_problem, i
   X(weighted_cross_entropy)       \
   X(weighted_cross_entropy_backward)
 
-#define DCFAST_CUDA_OPS(X) \
-  X(assign_workspace)      \
-  X(assign)                \
-  X(weighted_cross_entropy)
+#define DCFAST_CUDA_OPS(X)        \
+  X(assign_workspace)             \
+  X(assign)                       \
+  X(accumulate)                   \
+  X(means)                        \
+  X(column_range)                 \
+  X(point_distances)              \
+  X(exact_sum)                    \
+  X(split_empty)                  \
+  X(sobel_conv2d)                 \
+  X(sobel_conv2d_backward_weight) \
+  X(weighted_cross_entropy)       \
+  X(weighted_cross_entropy_backward)
 
 #ifdef __cplusplus
 namespace dcfast {

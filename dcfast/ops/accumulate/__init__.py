@@ -84,6 +84,7 @@ _accumulate = _registry.define(
     check=_check_accumulate,
     fake=_fake_accumulate,
     native_cpu=("accumulate",),
+    native_cuda=("accumulate",),
 )
 
 
@@ -114,6 +115,7 @@ _accumulate_moves = _registry.define(
     check=_check_moves,
     fake=lambda words, counts, x, labels, previous, sample_weight, low: None,
     native_cpu=("accumulate",),
+    native_cuda=("accumulate",),
 )
 
 
@@ -133,6 +135,7 @@ _means = _registry.define(
     check=_check_means,
     fake=lambda words, low, total, previous: torch.empty_like(previous, memory_format=torch.contiguous_format),
     native_cpu=("means",),
+    native_cuda=("means",),
 )
 
 

@@ -68,6 +68,7 @@ _column_range = _registry.define(
     check=_check_range,
     fake=_fake_range,
     native_cpu=("column_range",),
+    native_cuda=("column_range",),
 )
 
 

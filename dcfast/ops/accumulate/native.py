@@ -1,4 +1,4 @@
-"""Launches csrc/cpu/accumulate.cpp."""
+"""Launches csrc/cpu/accumulate.cpp, and csrc/cuda/accumulate.cu, means.cu and column_range.cu."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import torch
 
 from dcfast.ops import _native
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # the CPU takes the first two
 # Threads share the columns in parts of at least this many, then the rows.
 _MIN_COLUMNS = 16
 # Threads that share the rows have sums of their own, as long as those stay below this; else they share the columns.
 _COPY_BYTES = 2**24
 # Rows that may be added before the digits must be carried, which each native call does at its end.
 _MAX_ROWS = 2**22
+# Rows of all problems in one call on a GPU.
+_MAX_CUDA_ROWS = 2**29
 
 
 def accumulate(
@@ -23,6 +25,8 @@ def accumulate(
     low: torch.Tensor,
     n_words: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    if x.is_cuda:
+        return _accumulate_on_cuda(x, labels, n_clusters, sample_weight, low, n_words)
     batch, d = x.shape[:-2], x.shape[-1]
     words = torch.zeros((*batch, n_clusters, n_words, d), dtype=torch.int64)
     counts = torch.zeros((*batch, n_clusters), dtype=torch.int64)
@@ -44,7 +48,80 @@ def accumulate_moves(
     sample_weight: torch.Tensor | None,
     low: torch.Tensor,
 ) -> None:
-    _accumulate(words, counts, x, labels, previous, sample_weight, low)
+    if x.is_cuda:
+        _add_on_cuda(words, counts, x, labels, previous, sample_weight, low, fresh=False)
+    else:
+        _accumulate(words, counts, x, labels, previous, sample_weight, low)
+
+
+def _accumulate_on_cuda(
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    n_clusters: int,
+    sample_weight: torch.Tensor | None,
+    low: torch.Tensor,
+    n_words: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, d = x.shape[:-2], x.shape[-1]
+    make = torch.empty if labels.numel() > 0 else torch.zeros
+    words = make((*batch, n_clusters, n_words, d), dtype=torch.int64, device=x.device)
+    counts = make((*batch, n_clusters), dtype=torch.int64, device=x.device)
+    _add_on_cuda(words, counts, x, labels, None, sample_weight, low, fresh=True)
+    return words, counts
+
+
+def _add_on_cuda(
+    words: torch.Tensor,
+    counts: torch.Tensor,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    previous: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    low: torch.Tensor,
+    *,
+    fresh: bool,
+) -> None:
+    """Add to words and counts, which hold nothing yet if `fresh`, some rows of every problem at a time."""
+    if labels.numel() == 0:
+        return
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    if x.dim() == 2:
+        x, labels = x[None], labels[None]
+        previous = None if previous is None else previous[None]
+        sample_weight = None if sample_weight is None else sample_weight[None]
+    (problems, n, d), (k, n_words) = x.shape, (counts.shape[-1], words.shape[-2])
+    low = low.to(x.device).contiguous()
+    step = max(1, _MAX_CUDA_ROWS // problems)
+    size = torch.empty(1, dtype=torch.int64)
+    for start in range(0, n, step):
+        at = slice(start, start + step)
+        rows, own = x[:, at], labels[:, at].contiguous()
+        before = None if previous is None else previous[:, at].contiguous()
+        weight = None if sample_weight is None else sample_weight[:, at].contiguous()
+        arguments = (
+            _DTYPES[x.dtype],
+            rows.data_ptr(),
+            rows.stride(0),
+            rows.stride(1),
+            problems,
+            rows.shape[1],
+            d,
+            own.data_ptr(),
+            0 if before is None else before.data_ptr(),
+            k,
+            0 if weight is None else weight.data_ptr(),
+            low.data_ptr(),
+            n_words,
+            fresh and start == 0,
+            words.data_ptr(),
+            counts.data_ptr(),
+        )
+        with _native.device_of(x):
+            stream = _native.stream(x.device)
+            _native.cuda().accumulate(*arguments, 0, size.data_ptr(), stream)
+            workspace = torch.empty(int(size), dtype=torch.uint8, device=x.device)
+            _native.cuda().accumulate(*arguments, workspace.data_ptr(), 0, stream)
 
 
 def _accumulate(
@@ -98,6 +175,8 @@ def column_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> tuple[t
     d = x.shape[-1]
     x = x.flatten(0, -2)
     weight = None if sample_weight is None else sample_weight.flatten().contiguous()
+    if x.is_cuda:
+        return _column_range_on_cuda(x, weight)
     folds = 1
     if weight is None and d < _MIN_COLUMNS and x.is_contiguous():
         # Short rows side by side fill the lanes: columns i, i + d, ... are the same column.
@@ -114,6 +193,28 @@ def column_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> tuple[t
         _column_range(rest, None, smallest, largest)
         low, high = smallest.amin(0), largest.amax(0)
     return low, high
+
+
+def _column_range_on_cuda(x: torch.Tensor, weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    n, d = x.shape
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    smallest = torch.full((d,), torch.inf, dtype=torch.float64, device=x.device)
+    largest = torch.zeros(d, dtype=torch.float64, device=x.device)
+    if n > 0:
+        with _native.device_of(x):
+            _native.cuda().column_range(
+                _DTYPES[x.dtype],
+                x.data_ptr(),
+                x.stride(0),
+                n,
+                d,
+                0 if weight is None else weight.data_ptr(),
+                smallest.data_ptr(),
+                largest.data_ptr(),
+                _native.stream(x.device),
+            )
+    return smallest, largest
 
 
 def _column_range(x: torch.Tensor, weight: torch.Tensor | None, smallest: torch.Tensor, largest: torch.Tensor) -> None:
@@ -138,21 +239,46 @@ def _column_range(x: torch.Tensor, weight: torch.Tensor | None, smallest: torch.
 
 
 def means(words: torch.Tensor, low: torch.Tensor, total: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-    n_words, d = words.shape[-2:]
     wide = torch.float64 if previous.dtype == torch.float64 else torch.float32
     previous_wide = previous.to(wide).contiguous()
-    out = torch.empty(previous.shape, dtype=wide)
-    words, total, low = words.contiguous(), total.contiguous(), low.contiguous()
+    low = low.to(words.device).contiguous()
+    run = _means_on_cuda if words.is_cuda else _means_on_cpu
+    return run(words.contiguous(), low, total.contiguous(), previous_wide).to(previous.dtype)
+
+
+def _means_on_cpu(words: torch.Tensor, low: torch.Tensor, total: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+    n_words, d = words.shape[-2:]
+    out = torch.empty(previous.shape, dtype=previous.dtype)
     _native.cpu().means(
-        _DTYPES[wide],
+        _DTYPES[out.dtype],
         words.data_ptr(),
         total.numel(),
         n_words,
         d,
         low.data_ptr(),
         total.data_ptr(),
-        previous_wide.data_ptr(),
+        previous.data_ptr(),
         out.data_ptr(),
         _native.threads(10.0 * out.numel()),
     )
-    return out.to(previous.dtype)
+    return out
+
+
+def _means_on_cuda(words: torch.Tensor, low: torch.Tensor, total: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+    n_words, d = words.shape[-2:]
+    out = torch.empty(previous.shape, dtype=previous.dtype, device=words.device)
+    if out.numel() > 0:
+        with _native.device_of(words):
+            _native.cuda().means(
+                _DTYPES[out.dtype],
+                words.data_ptr(),
+                total.numel(),
+                n_words,
+                d,
+                low.data_ptr(),
+                total.data_ptr(),
+                previous.data_ptr(),
+                out.data_ptr(),
+                _native.stream(words.device),
+            )
+    return out

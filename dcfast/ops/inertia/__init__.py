@@ -28,6 +28,7 @@ _point_distances = _registry.define(
     check=_check_distances,
     fake=lambda x, centroids, labels, sample_weight: x.new_empty(x.shape[:-1], dtype=torch.float64),
     native_cpu=("point_distances",),
+    native_cuda=("point_distances",),
 )
 
 
@@ -45,6 +46,7 @@ _exact_sum = _registry.define(
     check=_check_values,
     fake=lambda values: values.new_empty(values.shape[:-1]),
     native_cpu=("exact_sum_add", "exact_sum_round"),
+    native_cuda=("exact_sum",),
 )
 
 

@@ -1,4 +1,4 @@
-"""Launches csrc/cpu/inertia.cpp."""
+"""Launches csrc/cpu/inertia.cpp and csrc/cuda/inertia.cu."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import torch
 
 from dcfast.ops import _native
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # the CPU takes the first two
 _SUM_WORDS = 80
 
 
 def point_distances(
     x: torch.Tensor, centroids: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None
 ) -> torch.Tensor:
+    if x.is_cuda:
+        return _point_distances_on_cuda(x, centroids, labels, sample_weight)
     out = _native.empty(x.shape[:-1], torch.float64)
     if x.dim() == 2:
         _point_distances(x, centroids, labels, sample_weight, out)
@@ -20,6 +22,35 @@ def point_distances(
         for b in range(x.shape[0]):
             weight = None if sample_weight is None else sample_weight[b]
             _point_distances(x[b], centroids[b], labels[b], weight, out[b])
+    return out
+
+
+def _point_distances_on_cuda(
+    x: torch.Tensor, centroids: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None
+) -> torch.Tensor:
+    out = torch.empty(x.shape[:-1], dtype=torch.float64, device=x.device)
+    if out.numel() == 0:
+        return out
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    if x.dim() == 2:
+        x = x[None]
+    labels, centroids = labels.contiguous(), centroids.contiguous()
+    weight = None if sample_weight is None else sample_weight.contiguous()
+    with _native.device_of(x):
+        _native.cuda().point_distances(
+            _DTYPES[x.dtype],
+            x.data_ptr(),
+            x.stride(0),
+            x.stride(1),
+            *x.shape,
+            centroids.data_ptr(),
+            centroids.shape[-2],
+            labels.data_ptr(),
+            0 if weight is None else weight.data_ptr(),
+            out.data_ptr(),
+            _native.stream(x.device),
+        )
     return out
 
 
@@ -53,7 +84,26 @@ def _point_distances(
         )
 
 
+def _exact_sum_on_cuda(values: torch.Tensor) -> torch.Tensor:
+    out = torch.empty(values.shape[:-1], dtype=torch.float64, device=values.device)
+    if out.numel() > 0:
+        values = values.contiguous()
+        words = torch.zeros(out.numel(), _SUM_WORDS, dtype=torch.int64, device=values.device)
+        with _native.device_of(values):
+            _native.cuda().exact_sum(
+                values.data_ptr(),
+                out.numel(),
+                values.shape[-1],
+                words.data_ptr(),
+                out.data_ptr(),
+                _native.stream(values.device),
+            )
+    return out
+
+
 def exact_sum(values: torch.Tensor) -> torch.Tensor:
+    if values.is_cuda:
+        return _exact_sum_on_cuda(values)
     out = torch.empty(values.shape[:-1], dtype=torch.float64)
     n_threads = _native.threads(10.0 * values.shape[-1])
     flat = out.view(-1)

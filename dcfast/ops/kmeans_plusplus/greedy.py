@@ -8,28 +8,45 @@ from collections.abc import Callable
 import torch
 
 
+def share(numerator: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """floor(numerator total / 2^53) for numerator < 2^53 and total <= 2^62: a product of 115 bits, in parts of 58."""
+    high, low = numerator >> 27, numerator & (2**27 - 1)
+    total_high, total_low = total >> 31, total & (2**31 - 1)
+    above, below = high * total_low, low * total_high  # in units of 2^27 and of 2^31
+    rest = ((above & (2**26 - 1)) << 27) + ((below & (2**22 - 1)) << 31) + low * total_low
+    return (high * total_high << 5) + (above >> 26) + (below >> 22) + (rest >> 53)
+
+
 def greedy(
     potentials: Callable[[torch.Tensor], torch.Tensor],
     exact_sum: Callable[[torch.Tensor], torch.Tensor],
     n_rows: int,
     first: int,
     uniform: torch.Tensor,
+    device: torch.device,
 ) -> torch.Tensor:
-    """The chosen rows; `potentials` gives RN64(w D64) of every row to the rows asked for, (rows, N) float64."""
-    chosen = [first]
-    potential = potentials(torch.tensor([first]))[0]
+    """The chosen rows; `potentials` gives RN64(w D64) of every row to the rows asked for, (rows, N) float64.
+
+    Nothing is read back from the device before the end, and numbers go to it from pinned memory.
+    """
+    numerators = (uniform * 2.0**53).long()
+    if device.type == "cuda":
+        numerators = numerators.pin_memory().to(device, non_blocking=True)
+    chosen = [torch.full((1,), first, device=device)]
+    potential = potentials(chosen[0])[0]
     bits = 62 - math.ceil(math.log2(max(2, n_rows)))
-    scale = torch.exp2(bits - torch.frexp(potential.max()).exponent.double())
-    for trials in uniform.tolist():
+    # 2^(bits - e) by its bits: exact on every device.
+    exponent = (bits - torch.frexp(potential.max()).exponent.long()).clamp(-1022, 1023)
+    scale = ((exponent + 1023) << 52).view(torch.float64)
+    for numerator in numerators.unbind():
         cumulative = (potential * scale).floor().long().cumsum(0)
-        total = int(cumulative[-1])
-        thresholds = torch.tensor([int(u * 2.0**53) * total >> 53 for u in trials], device=potential.device)
+        thresholds = share(numerator, cumulative[-1])
         rows = torch.searchsorted(cumulative, thresholds, right=True).clamp(max=n_rows - 1)
         closer = torch.minimum(potential, potentials(rows))
-        best = int(torch.argmin(exact_sum(closer)))
-        potential = closer[best]
-        chosen.append(int(rows[best]))
-    return torch.tensor(chosen, device=potential.device)
+        best = exact_sum(closer).argmin(0, keepdim=True)
+        potential = closer.index_select(0, best)[0]
+        chosen.append(rows.index_select(0, best))
+    return torch.cat(chosen)
 
 
 def kmeans_plusplus_batch(

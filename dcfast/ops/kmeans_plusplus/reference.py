@@ -19,11 +19,11 @@ def kmeans_plusplus(
     def potentials(rows: torch.Tensor) -> torch.Tensor:
         acc = wide.new_zeros(len(rows), len(wide))
         for i in range(x.shape[1]):
-            t = wide[None, :, i] - wide[rows.to(x.device), i, None]
+            t = wide[None, :, i] - wide[rows, i, None]
             acc = acc + t * t
         return acc if sample_weight is None else sample_weight * acc
 
     def exact_sum(values: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([math.fsum(row) for row in values.tolist()], dtype=torch.float64)
+        return torch.tensor([math.fsum(row) for row in values.tolist()], dtype=torch.float64, device=values.device)
 
-    return greedy(potentials, exact_sum, x.shape[0], first, uniform)
+    return greedy(potentials, exact_sum, x.shape[0], first, uniform, x.device)

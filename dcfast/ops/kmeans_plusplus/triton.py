@@ -19,7 +19,7 @@ def kmeans_plusplus(
         weight = None if sample_weight is None else sample_weight.expand(count, n)
         return torch.ops.dcfast.point_distances(x.expand(count, n, d), x[rows][:, None], labels, weight)
 
-    return greedy(potentials, torch.ops.dcfast.exact_sum, x.shape[0], first, uniform)
+    return greedy(potentials, torch.ops.dcfast.exact_sum, x.shape[0], first, uniform, x.device)
 
 
 def compile_cases() -> list[CompileCase]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from dcfast.ops import _registry, _validate
+from dcfast.ops._scalar import scalar
 from dcfast.ops.accumulate import Grid, check_weight, sum_grid
 
 EMPTY = ("farthest", "split", "keep")
@@ -171,6 +172,6 @@ def lloyd(
     """
     problems = offsets.shape[0] - 1
     grid = grid or sum_grid(x, sample_weight)
-    tol = torch.as_tensor(tol, dtype=torch.float64, device=x.device).expand(problems)
-    seed = torch.as_tensor(seed, dtype=torch.int64, device=x.device).expand(problems)
+    tol = scalar(tol, torch.float64, x.device).expand(problems)
+    seed = scalar(seed, torch.int64, x.device).expand(problems)
     return Runs(*_op(x, offsets, centroids, sample_weight, *grid, max_iter, tol, empty, seed))

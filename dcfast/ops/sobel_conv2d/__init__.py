@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dcfast.ops import _registry, _validate
+from dcfast.ops._scalar import scalar
 from dcfast.ops.sobel_conv2d._geometry import output_size
 
 _Pair = Sequence[int]
@@ -171,6 +172,7 @@ _forward = _registry.define(
     check=_check,
     fake=_fake,
     native_cpu=("sobel_conv2d_plan", "sobel_conv2d_pack", "sobel_conv2d"),
+    native_cuda=("sobel_conv2d",),
 )
 _backward_weight = _registry.define(
     "sobel_conv2d_backward_weight",
@@ -180,6 +182,7 @@ _backward_weight = _registry.define(
     check=_check_backward_weight,
     fake=_fake_backward_weight,
     native_cpu=("sobel_conv2d_plan", "sobel_conv2d_backward_weight"),
+    native_cuda=("sobel_conv2d_backward_weight",),
 )
 _backward_image = _registry.define(
     "sobel_conv2d_backward_image",
@@ -260,7 +263,7 @@ def _channels(values: torch.Tensor | Sequence[float] | None, image: torch.Tensor
         return values
     if len(values) != 3:
         raise ValueError(f"{name} is {values}: expected three values, one per channel")
-    return torch.tensor([float(v) for v in values], dtype=torch.float64, device=image.device)
+    return torch.stack([scalar(float(v), torch.float64, image.device) for v in values])
 
 
 def sobel_conv2d(
@@ -322,8 +325,11 @@ def sobel_conv2d(
 
     Notes
     -----
-    O(N H' W' O kh kw) operations. On the CPU the same bits for any number of threads. Sobel filters in front of
-    the first layer are from Caron et al., "Deep Clustering for Unsupervised Learning of Visual Features", 2018.
+    O(N H' W' O kh kw) operations. On the CPU the same bits for any number of threads; on a GPU the same bits each time,
+    and float32 is as accurate as float32 is: TF32 is used only where torch may use it in both convolutions and matrix
+    products (`torch.set_float32_matmul_precision("high")`; not by default). An infinite pixel may give NaN there.
+    Sobel filters in front of the first layer are from Caron et al., "Deep Clustering for Unsupervised Learning of
+    Visual Features", 2018.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Launches csrc/cpu/sobel_conv2d.cpp: packs the weights once, then hands it slices of bands of images."""
+"""Launches csrc/cpu/sobel_conv2d.cpp (weights packed once, then slices of bands) and csrc/cuda/sobel_conv2d.cu."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 from dcfast.ops import _native
 from dcfast.ops.sobel_conv2d._geometry import affine, fold, output_size, wide
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.uint8: 4}
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.uint8: 4}
 _FORWARD, _WEIGHT, _IMAGE = range(3)
 # Partial sums of the weight pass: as many units per call as fit, but enough to keep every thread busy.
 _PARTIAL_BYTES = 2**24
+# Ranges of tiles whose weight gradients are summed apart on a GPU: one for nearly every multiprocessor of the largest,
+# and the same number on all of them, so that they give the same bits.
+_RANGES = 128
 
 
 def _sizes(
@@ -44,6 +47,91 @@ def _work(sizes: torch.Tensor, units: int) -> float:
     return 4.0 * n * filters * kernel_h * kernel_w * out_h * out_w / max(1, units)
 
 
+def _allow_tf32() -> bool:
+    """Whether torch may use TF32 in its own products and convolutions; for the former it may not by default."""
+    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return torch.backends.cuda.matmul.fp32_precision == convolution.fp32_precision == "tf32"
+
+
+def _forward_on_cuda(
+    image: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    mean: torch.Tensor | None,
+    std: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    relu: bool,
+) -> torch.Tensor:
+    (n, _, *size), (filters, _, *kernel) = image.shape, weight.shape
+    sizes = _sizes(n, size, filters, kernel, stride, padding)
+    sizes[12:] = torch.tensor(image.stride())
+    output = weight.new_empty((n, filters, *sizes[10:12].tolist()))
+    if n == 0:
+        return output
+    dtype = wide(weight.dtype)
+    to_grey, weight, bias = (
+        fold(image.dtype, mean, std, image.device),
+        weight.contiguous(),
+        affine(dtype, bias, scale, shift),
+    )
+    scale = None if scale is None else scale.to(dtype).contiguous()
+    with _native.device_of(image):
+        _native.cuda().sobel_conv2d(
+            _DTYPES[weight.dtype],
+            _DTYPES[image.dtype],
+            _allow_tf32(),
+            sizes.data_ptr(),
+            image.data_ptr(),
+            to_grey.data_ptr(),
+            weight.data_ptr(),
+            0 if scale is None else scale.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            relu,
+            output.data_ptr(),
+            _native.stream(image.device),
+        )
+    return output
+
+
+def _backward_weight_on_cuda(
+    grad: torch.Tensor,
+    image: torch.Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    mean: torch.Tensor | None,
+    std: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    n, filters = grad.shape[:2]
+    sizes = _sizes(n, image.shape[2:], filters, kernel_size, stride, padding)
+    sizes[12:] = torch.tensor(image.stride())
+    taps = kernel_size[0] * kernel_size[1]
+    partial = torch.empty(_RANGES, filters, 2 * taps + 1, dtype=wide(grad.dtype), device=grad.device)
+    rows = torch.zeros(1, dtype=torch.int64)
+    to_grey, grad = fold(image.dtype, mean, std, image.device), grad.contiguous()
+    if n:
+        with _native.device_of(image):
+            _native.cuda().sobel_conv2d_backward_weight(
+                _DTYPES[grad.dtype],
+                _DTYPES[image.dtype],
+                _allow_tf32(),
+                sizes.data_ptr(),
+                image.data_ptr(),
+                to_grey.data_ptr(),
+                grad.data_ptr(),
+                _RANGES,
+                partial.data_ptr(),
+                rows.data_ptr(),
+                _native.stream(image.device),
+            )
+    total = partial[: rows.item()].sum(0, dtype=torch.float64).to(grad.dtype)
+    by_weight = total[:, : 2 * taps].reshape(filters, 2, *kernel_size)
+    return by_weight.contiguous(), total[:, 2 * taps].contiguous()
+
+
 class _Images:
     """Slices of a tensor of images in a dtype that the kernels read; float16 and bfloat16 are widened exactly."""
 
@@ -70,6 +158,8 @@ def sobel_conv2d(
     shift: torch.Tensor | None,
     relu: bool,
 ) -> torch.Tensor:
+    if image.is_cuda:
+        return _forward_on_cuda(image, weight, bias, stride, padding, mean, std, scale, shift, relu)
     core, n_threads, dtype = _native.cpu(), _native.threads(), wide(weight.dtype)
     (n, _, *size), (filters, _, *kernel) = image.shape, weight.shape
     sizes = _sizes(n, size, filters, kernel, stride, padding)
@@ -118,6 +208,8 @@ def sobel_conv2d_backward_weight(
     mean: torch.Tensor | None,
     std: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    if image.is_cuda:
+        return _backward_weight_on_cuda(grad, image, kernel_size, stride, padding, mean, std)
     core, n_threads, dtype = _native.cpu(), _native.threads(), wide(grad.dtype)
     n, filters = grad.shape[:2]
     sizes = _sizes(n, image.shape[2:], filters, kernel_size, stride, padding)

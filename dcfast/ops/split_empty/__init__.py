@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dcfast.ops import _registry, _validate
+from dcfast.ops._scalar import scalar
 
 
 def _check(centroids: torch.Tensor, counts: torch.Tensor, seed: torch.Tensor, iteration: torch.Tensor) -> None:
@@ -31,6 +32,7 @@ _op = _registry.define(
     check=_check,
     fake=_fake,
     native_cpu=("split_empty",),
+    native_cuda=("split_empty",),
 )
 
 
@@ -68,11 +70,10 @@ def split_empty(
     -----
     O(k + e (k + d)) operations for e empty clusters.
     """
-
-    def on_device(value: int | torch.Tensor) -> torch.Tensor:
-        if isinstance(value, torch.Tensor):
-            return torch.as_tensor(value, dtype=torch.int64, device=centroids.device)
-        # Filled there: a copy from the host would wait.
-        return torch.full((), value, dtype=torch.int64, device=centroids.device)
-
-    return _op(centroids, counts, on_device(seed), on_device(iteration))
+    device = centroids.device
+    return _op(
+        centroids,
+        counts,
+        scalar(seed, torch.int64, device),
+        scalar(iteration, torch.int64, device),
+    )

@@ -1,4 +1,4 @@
-"""Launches csrc/cpu/split_empty.cpp."""
+"""Launches csrc/cpu/split_empty.cpp and csrc/cuda/split_empty.cu."""
 
 from __future__ import annotations
 
@@ -12,16 +12,43 @@ _DTYPES = {torch.float32: 0, torch.float64: 1}
 def split_empty(
     centroids: torch.Tensor, counts: torch.Tensor, seed: torch.Tensor, iteration: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    k, d = centroids.shape[-2:]
+    k = centroids.shape[-2]
     problems = counts.numel() // k
     counts = counts.clone(memory_format=torch.contiguous_format)
     if centroids.dtype in _DTYPES:
         wide = centroids.clone(memory_format=torch.contiguous_format)
     else:
         wide = centroids.float().contiguous()
-    seeds, iterations = seed.expand(problems).tolist(), iteration.expand(problems).tolist()
-    for b, (centroid, count) in enumerate(zip(wide.view(problems, k, d), counts.view(problems, k), strict=True)):
-        _native.cpu().split_empty(
-            _DTYPES[wide.dtype], centroid.data_ptr(), count.data_ptr(), k, d, seeds[b], iterations[b]
-        )
+    run = _on_cuda if wide.is_cuda else _on_cpu
+    run(wide, counts, problems, seed.expand(problems), iteration.expand(problems))
     return wide.to(centroids.dtype), counts
+
+
+def _on_cpu(
+    centroids: torch.Tensor, counts: torch.Tensor, problems: int, seeds: torch.Tensor, iterations: torch.Tensor
+) -> None:
+    """Change centroids (problems x k x d) and counts in place."""
+    k, d = centroids.shape[-2:]
+    keys = seeds.tolist(), iterations.tolist()
+    each = zip(centroids.view(problems, k, d), counts.view(problems, k), *keys, strict=True)
+    for centroid, count, seed, iteration in each:
+        _native.cpu().split_empty(_DTYPES[centroid.dtype], centroid.data_ptr(), count.data_ptr(), k, d, seed, iteration)
+
+
+def _on_cuda(
+    centroids: torch.Tensor, counts: torch.Tensor, problems: int, seeds: torch.Tensor, iterations: torch.Tensor
+) -> None:
+    if counts.numel() == 0:
+        return
+    seeds, iterations = (key.to(centroids.device).contiguous() for key in (seeds, iterations))
+    with _native.device_of(centroids):
+        _native.cuda().split_empty(
+            _DTYPES[centroids.dtype],
+            centroids.data_ptr(),
+            counts.data_ptr(),
+            problems,
+            *centroids.shape[-2:],
+            seeds.data_ptr(),
+            iterations.data_ptr(),
+            _native.stream(centroids.device),
+        )

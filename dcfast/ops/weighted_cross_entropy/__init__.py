@@ -9,15 +9,6 @@ import torch
 from dcfast.ops import _registry, _validate
 from dcfast.ops.weighted_cross_entropy import reference
 
-_REDUCTIONS = ("mean", "sum", "none")
-
-
-def _check_sizes(cluster_sizes: torch.Tensor) -> None:
-    if cluster_sizes.dim() != 1:
-        raise ValueError(f"cluster_sizes has shape {tuple(cluster_sizes.shape)}: expected (k,)")
-    if cluster_sizes.dtype == torch.bool or cluster_sizes.is_complex():
-        raise TypeError(f"cluster_sizes has dtype {cluster_sizes.dtype}: expected integers or floats")
-
 
 def _check(
     logits: torch.Tensor,
@@ -30,26 +21,17 @@ def _check(
     _validate.floats(logits, "logits")
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(f"logits has shape {tuple(logits.shape)}: expected (N, k) with k >= 1")
-    _validate.integers(target, "target", logits.shape[:1])
-    _validate.same_device(target, "target", logits, "logits")
-    _check_sizes(cluster_sizes)
-    if cluster_sizes.shape != logits.shape[1:]:
-        raise ValueError(
-            f"cluster_sizes has shape {tuple(cluster_sizes.shape)} and logits {tuple(logits.shape)}: expected "
-            "one size per column of logits"
-        )
-    _validate.same_device(cluster_sizes, "cluster_sizes", logits, "logits")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing is {label_smoothing}: expected 0.0 to 1.0")
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}: choose one of {_REDUCTIONS}")
+    _validate.weighted_classes(
+        target, cluster_sizes, logits, "logits", logits.shape[1], "column of logits", label_smoothing
+    )
+    _validate.reduction(reduction)
 
 
 def _outputs(logits: torch.Tensor, reduction: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every output of the forward op."""
     n, wide = logits.shape[0], torch.float64 if logits.dtype == torch.float64 else torch.float32
     loss = (n,) if reduction == "none" else ()
-    return {"loss": (loss, logits.dtype), "statistics": ((2, n), wide), "total_weight": ((), wide)}
+    return {"loss": (loss, wide), "statistics": ((2, n), wide), "total_weight": ((), wide)}
 
 
 def _fake(logits: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
@@ -96,6 +78,31 @@ def _fake_backward(grad: torch.Tensor, logits: torch.Tensor, *_: Any) -> torch.T
     return logits.new_empty(logits.shape)
 
 
+def _check_gradient(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    cluster_sizes: torch.Tensor,
+    row_gradients: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+) -> None:
+    _check(logits, target, cluster_sizes, ignore_index, label_smoothing, "none")
+    if not logits.is_contiguous():
+        raise ValueError(f"logits has strides {logits.stride()}: the gradient replaces them; use .contiguous()")
+    wide = _outputs(logits, "none")["loss"][1]
+    _validate.same_device(row_gradients, "row_gradients", logits, "logits")
+    if row_gradients.shape not in ((), logits.shape[:1]) or row_gradients.dtype != wide:
+        raise ValueError(
+            f"row_gradients has shape {tuple(row_gradients.shape)} and dtype {row_gradients.dtype}: expected () or "
+            f"{tuple(logits.shape[:1])} and {wide}"
+        )
+
+
+def _fake_gradient(logits: torch.Tensor, *_: Any) -> torch.Tensor:
+    shape, dtype = _outputs(logits, "none")["loss"]
+    return logits.new_empty(shape, dtype=dtype)
+
+
 # No defaults: the dispatcher would drop arguments that equal them.
 _ARGUMENTS = "int ignore_index, float label_smoothing, str reduction"
 
@@ -119,6 +126,19 @@ _op_with_gradient = _registry.define(
     check=_check_with_gradient,
     fake=_fake_with_gradient,
     native_cpu=("weighted_cross_entropy_total", "weighted_cross_entropy"),
+    native_cuda=("weighted_cross_entropy",),
+)
+
+# The rows' losses, and in the logits' place the gradient of sum_i row_gradients[i] losses[i].
+_registry.define(
+    "weighted_cross_entropy_gradient_",
+    "(Tensor(a!) logits, Tensor target, Tensor cluster_sizes, Tensor row_gradients, int ignore_index, "
+    "float label_smoothing) -> Tensor losses",
+    package=__name__,
+    check=_check_gradient,
+    fake=_fake_gradient,
+    native_cpu=("weighted_cross_entropy",),
+    native_cuda=("weighted_cross_entropy",),
 )
 
 _op_backward = _registry.define(
@@ -129,6 +149,7 @@ _op_backward = _registry.define(
     check=_check_backward,
     fake=_fake_backward,
     native_cpu=("weighted_cross_entropy_backward",),
+    native_cuda=("weighted_cross_entropy_backward",),
 )
 
 
@@ -220,7 +241,7 @@ def inverse_size_weights(cluster_sizes: torch.Tensor) -> torch.Tensor:
     >>> dcfast.ops.inverse_size_weights(torch.tensor([4, 0, 1]))
     tensor([0.2500, 0.0000, 1.0000])
     """
-    _check_sizes(cluster_sizes)
+    _validate.cluster_sizes(cluster_sizes)
     return reference.inverse_size_weights(cluster_sizes)
 
 
@@ -260,7 +281,7 @@ def weighted_cross_entropy(
     Returns
     -------
     Tensor of shape () or, for 'none', (N,)
-        Of the dtype of `logits`. Differentiable once, in `logits`.
+        Of the dtype of `logits`, or under autocast float32 at least. Differentiable once, in `logits`.
 
     Raises
     ------
@@ -277,9 +298,11 @@ def weighted_cross_entropy(
     no N x k matrix of probabilities. On the CPU, for float32 and float64 and one loss, the gradient is made in the
     forward pass and the logits are read once. The bits of the result do not depend on the number of threads.
 
-    `torch.ops.dcfast.weighted_cross_entropy` also returns what its backward needs: per row the largest logit and
-    the logarithm of the sum of exp(logit - largest), which are kept apart because their sum, the log-sum-exp,
-    loses digits where logits are large; and the sum of the targets' weights.
+    `torch.ops.dcfast.weighted_cross_entropy` returns the loss in the dtype of the sums, and what its backward needs:
+    per row the largest logit and the logarithm of the sum of exp(logit - largest), which are kept apart because their
+    sum, the log-sum-exp, loses digits where logits are large; and the sum of the targets' weights.
+    `torch.ops.dcfast.weighted_cross_entropy_with_gradient` makes the gradient as well, reading the logits once, and
+    `torch.ops.dcfast.weighted_cross_entropy_gradient_` leaves it in their place, a factor for each row given.
 
     References
     ----------
@@ -296,4 +319,5 @@ def weighted_cross_entropy(
     arguments = (logits, target, cluster_sizes, ignore_index, label_smoothing, reduction)
     if _gradient_is_due(logits, reduction):
         return _LossWithGradient.apply(*arguments)
-    return _op(*arguments)[0]
+    loss = _op(*arguments)[0]
+    return loss.to(logits.dtype) if _registry.autocast_dtype(logits.device) is None else loss

@@ -33,19 +33,36 @@ def _wide(logits: torch.Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _on_cuda(
+def _weights_on_cuda(sizes: torch.Tensor, label_smoothing: float) -> torch.Tensor | None:
+    """With label smoothing the weights of all classes, and then their sum."""
+    if label_smoothing == 0.0:
+        return None
+    weights = sizes.new_empty(len(sizes) + 1)
+    weights[:-1] = torch.where(sizes > 0, sizes.reciprocal(), 0.0)
+    weights[-1] = weights[:-1].sum()
+    return weights
+
+
+def _pointer(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _rows_on_cuda(
     logits: torch.Tensor,
     target: torch.Tensor,
     sizes: torch.Tensor,
     ignore_index: int,
     label_smoothing: float,
-    reduction: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    mean: bool,
+    row_gradients: torch.Tensor | None,
+    sums: tuple[torch.Tensor, torch.Tensor] | None,
+    gradient: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and statistics of the rows; writes the sums and the gradient where they are wanted."""
     n, k = logits.shape
-    losses = torch.empty(n, dtype=sizes.dtype, device=logits.device)
-    statistics = torch.empty(2, n, dtype=sizes.dtype, device=logits.device)
-    sums = torch.empty(2, dtype=sizes.dtype, device=logits.device)
+    losses, statistics = sizes.new_empty(n), sizes.new_empty(2, n)
     x = logits if logits.stride(1) == 1 else logits.contiguous()
+    weights = _weights_on_cuda(sizes, label_smoothing)
     with _native.device_of(logits):
         _native.cuda().weighted_cross_entropy(
             _DTYPES[x.dtype],
@@ -53,45 +70,93 @@ def _on_cuda(
             x.stride(0),
             target.data_ptr(),
             sizes.data_ptr(),
+            _pointer(weights),
             n,
             k,
             ignore_index,
             label_smoothing,
-            reduction == "mean",
+            mean,
+            _pointer(row_gradients),
+            0 if row_gradients is None else row_gradients.stride(0),
             losses.data_ptr(),
             statistics[0].data_ptr(),
             statistics[1].data_ptr(),
-            sums.data_ptr(),
+            *((0, 0) if sums is None else (_pointer(sums[0]), _pointer(sums[1]))),
+            _pointer(gradient),
             _native.stream(logits.device),
         )
-    loss = losses if reduction == "none" else sums[0].clone()
-    return loss.to(logits.dtype), statistics, sums[1].clone()
+    return losses, statistics
 
 
-def _on_cpu(
+def _on_cuda(
     logits: torch.Tensor,
     target: torch.Tensor,
     sizes: torch.Tensor,
     ignore_index: int,
     label_smoothing: float,
     reduction: str,
+    gradient: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss, statistics and total weight; writes the gradient of the loss to `gradient`, if there is one."""
+    loss, total_weight = sums = sizes.new_empty(()), sizes.new_empty(())
+    options = (ignore_index, label_smoothing, reduction == "mean")
+    losses, statistics = _rows_on_cuda(logits, target, sizes, *options, None, sums, gradient)
+    return losses if reduction == "none" else loss, statistics, total_weight
+
+
+def _backward_on_cuda(
+    row_gradients: torch.Tensor,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    sizes: torch.Tensor,
+    statistics: torch.Tensor,
+    divisor: torch.Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> torch.Tensor:
+    n, k = logits.shape
+    gradient = torch.empty(n, k, dtype=logits.dtype, device=logits.device)
+    x = logits if logits.stride(1) == 1 else logits.contiguous()
+    weights = _weights_on_cuda(sizes, label_smoothing)
+    with _native.device_of(logits):
+        _native.cuda().weighted_cross_entropy_backward(
+            _DTYPES[x.dtype],
+            x.data_ptr(),
+            x.stride(0),
+            target.data_ptr(),
+            sizes.data_ptr(),
+            _pointer(weights),
+            n,
+            k,
+            ignore_index,
+            label_smoothing,
+            row_gradients.data_ptr(),
+            row_gradients.stride(0),
+            _pointer(divisor),
+            statistics[0].data_ptr(),
+            statistics[1].data_ptr(),
+            gradient.data_ptr(),
+            _native.stream(logits.device),
+        )
+    return gradient
+
+
+def _rows_on_cpu(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    sizes: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    row_gradients: torch.Tensor,
     gradient: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, statistics and total weight; writes the gradient of the loss to `gradient`, unless that has no rows."""
-    (n, k), wide, core = logits.shape, sizes.dtype, _native.cpu()
+    """The rows' losses, their sum, and statistics; writes the gradient to `gradient`, unless that has no rows."""
+    (n, k), wide = logits.shape, sizes.dtype
     losses, statistics = torch.empty(n, dtype=wide), torch.empty(2, n, dtype=wide)
-    sums = torch.zeros(2, dtype=torch.float64)
-    loss_sum, total_weight = sums.unbind()
-    core.weighted_cross_entropy_total(
-        _DTYPES[wide], target.data_ptr(), sizes.data_ptr(), n, k, ignore_index, total_weight.data_ptr()
-    )
-    if total_weight.isnan():
-        _validate.class_indices(target, "target", k, ignore_index)
-    divisor = total_weight if reduction == "mean" else total_weight.new_ones(())
-    row_gradient = divisor.reciprocal().item()
+    loss_sum = torch.zeros((), dtype=torch.float64)
     for rows, x in _slices(logits, wide):
         out = _wide_rows(gradient, rows, wide)
-        core.weighted_cross_entropy(
+        _native.cpu().weighted_cross_entropy(
             _DTYPES[wide],
             x.data_ptr(),
             x.stride(0),
@@ -105,14 +170,40 @@ def _on_cpu(
             statistics[0, rows].data_ptr(),
             statistics[1, rows].data_ptr(),
             loss_sum.data_ptr(),
-            row_gradient,
+            row_gradients[rows].data_ptr(),
+            row_gradients.stride(0),
             out.data_ptr(),  # 0 if there are no rows
             _threads(x),
         )
         if out.dtype != gradient.dtype:
             gradient[rows] = out
-    loss = losses if reduction == "none" else loss_sum / divisor
-    return loss.to(logits.dtype), statistics, total_weight.to(wide, copy=True)
+    return losses, loss_sum, statistics
+
+
+def _on_cpu(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    sizes: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    gradient: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss, statistics and total weight; writes the gradient of the loss to `gradient`, unless that has no rows."""
+    (n, k), wide = logits.shape, sizes.dtype
+    total_weight = torch.zeros((), dtype=torch.float64)
+    _native.cpu().weighted_cross_entropy_total(
+        _DTYPES[wide], target.data_ptr(), sizes.data_ptr(), n, k, ignore_index, total_weight.data_ptr()
+    )
+    if total_weight.isnan():
+        _validate.class_indices(target, "target", k, ignore_index)
+    divisor = total_weight if reduction == "mean" else total_weight.new_ones(())
+    row_gradients = divisor.reciprocal().to(wide).expand(n)
+    losses, loss_sum, statistics = _rows_on_cpu(
+        logits, target, sizes, ignore_index, label_smoothing, row_gradients, gradient
+    )
+    loss = losses if reduction == "none" else (loss_sum / divisor).to(wide)
+    return loss, statistics, total_weight.to(wide, copy=True)
 
 
 def _wide_rows(gradient: torch.Tensor, rows: slice, wide: torch.dtype) -> torch.Tensor:
@@ -131,8 +222,8 @@ def weighted_cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     sizes = cluster_sizes.to(_wide(logits)).contiguous()
     arguments = (logits, target.contiguous(), sizes, ignore_index, label_smoothing, reduction)
-    if logits.device.type == "cuda":
-        return _on_cuda(*arguments)
+    if logits.is_cuda:
+        return _on_cuda(*arguments, None)
     return _on_cpu(*arguments, logits.new_empty(0, logits.shape[1]))
 
 
@@ -145,9 +236,29 @@ def weighted_cross_entropy_with_gradient(
     reduction: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     sizes = cluster_sizes.to(_wide(logits)).contiguous()
-    gradient = _native.empty(logits.shape, logits.dtype)
     arguments = (logits, target.contiguous(), sizes, ignore_index, label_smoothing, reduction)
+    if logits.is_cuda:
+        gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        return *_on_cuda(*arguments, gradient), gradient
+    gradient = _native.empty(logits.shape, logits.dtype)
     return *_on_cpu(*arguments, gradient), gradient
+
+
+def weighted_cross_entropy_gradient_(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    cluster_sizes: torch.Tensor,
+    row_gradients: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+) -> torch.Tensor:
+    (n, k), target = logits.shape, target.contiguous()
+    sizes = cluster_sizes.to(_wide(logits)).contiguous()
+    row_gradients, options = row_gradients.expand(n), (ignore_index, label_smoothing)
+    if logits.is_cuda:
+        return _rows_on_cuda(logits, target, sizes, *options, False, row_gradients, None, logits)[0]
+    _validate.class_indices(target, "target", k, ignore_index)
+    return _rows_on_cpu(logits, target, sizes, *options, row_gradients, logits)[0]
 
 
 def weighted_cross_entropy_backward(
@@ -162,12 +273,13 @@ def weighted_cross_entropy_backward(
     reduction: str,
 ) -> torch.Tensor:
     (n, k), wide = logits.shape, _wide(logits)
-    target, sizes = target.contiguous(), cluster_sizes.to(wide).contiguous()
+    target, sizes, statistics = target.contiguous(), cluster_sizes.to(wide).contiguous(), statistics.contiguous()
+    divisor = total_weight if reduction == "mean" else None
+    if logits.is_cuda:
+        operands = (grad.expand(n), logits, target, sizes, statistics, divisor)
+        return _backward_on_cuda(*operands, ignore_index, label_smoothing)
     _validate.class_indices(target, "target", k, ignore_index)
-    row_gradients = grad.to(wide)
-    if reduction == "mean":
-        row_gradients = row_gradients / total_weight
-    row_gradients = row_gradients.expand(n)
+    row_gradients = (grad if divisor is None else grad / divisor).expand(n)
     gradient = _native.empty((n, k), logits.dtype)
     for rows, x in _slices(logits, wide):
         out = _wide_rows(gradient, rows, wide)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 
 from dcfast.ops import _validate
-from dcfast.ops.weighted_cross_entropy.with_gradient import weighted_cross_entropy_with_gradient
+from dcfast.ops.weighted_cross_entropy.with_gradient import (
+    weighted_cross_entropy_gradient_,
+    weighted_cross_entropy_with_gradient,
+)
 
 __all__ = [
     "inverse_size_weights",
     "weighted_cross_entropy",
     "weighted_cross_entropy_backward",
+    "weighted_cross_entropy_gradient_",
     "weighted_cross_entropy_with_gradient",
 ]
 
@@ -59,7 +63,7 @@ def weighted_cross_entropy(
     total = row_weights.sum()
     loss = losses if reduction == "none" else losses.sum()
     loss = loss / total if reduction == "mean" else loss
-    return loss.to(logits.dtype), torch.where(ignored, 0.0, torch.stack((maxima, log_sums))), total
+    return loss, torch.where(ignored, 0.0, torch.stack((maxima, log_sums))), total
 
 
 def weighted_cross_entropy_backward(
@@ -80,7 +84,6 @@ def weighted_cross_entropy_backward(
     if label_smoothing > 0:
         smooth = (softmax * weights.sum() - weights) * (label_smoothing / x.shape[1])
         gradient = (1 - label_smoothing) * gradient + smooth
-    grad = grad.to(x.dtype)
     rows = (grad / total_weight if reduction == "mean" else grad).expand(x.shape[0])
     gradient = torch.where((target == ignore_index)[:, None], 0.0, gradient * rows[:, None])
     return gradient.to(logits.dtype)

@@ -19,6 +19,7 @@ __all__ = [
     "compile_cases",
     "weighted_cross_entropy",
     "weighted_cross_entropy_backward",
+    "weighted_cross_entropy_gradient_",
     "weighted_cross_entropy_with_gradient",
 ]
 
@@ -191,22 +192,16 @@ def _operands(
     return x, target.contiguous(), cluster_sizes.to(wide).contiguous()
 
 
-def weighted_cross_entropy(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    cluster_sizes: torch.Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    x, target, sizes = _operands(logits, target, cluster_sizes, ignore_index)
+def _losses(
+    x: torch.Tensor, target: torch.Tensor, sizes: torch.Tensor, ignore_index: int, label_smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and statistics of the rows."""
     n, k = x.shape
     losses = torch.empty(n, dtype=sizes.dtype, device=x.device)
     statistics = torch.empty(2, n, dtype=sizes.dtype, device=x.device)
-    sums = torch.empty(2, dtype=sizes.dtype, device=x.device)
     columns, num_warps = _columns(k)
-    with device_of(x):
-        if n > 0:
+    if n > 0:
+        with device_of(x):
             _row_losses[(n,)](
                 x,
                 target,
@@ -221,11 +216,60 @@ def weighted_cross_entropy(
                 BLOCK=columns,
                 num_warps=num_warps,
             )
-        _totals[(1,)](
-            losses, target, sizes, sums, n, k, ignore_index, MEAN=reduction == "mean", BLOCK=_TOTALS_BLOCK, num_warps=8
-        )
-    loss = losses if reduction == "none" else sums[0].clone()
-    return loss.to(logits.dtype), statistics, sums[1].clone()
+    return losses, statistics
+
+
+def _write_gradient(
+    row_gradients: torch.Tensor,
+    x: torch.Tensor,
+    target: torch.Tensor,
+    sizes: torch.Tensor,
+    statistics: torch.Tensor,
+    total_weight: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    mean: bool,
+    gradient: torch.Tensor,
+) -> None:
+    n, k = x.shape
+    columns, num_warps = _columns(k)
+    if n > 0:
+        with device_of(x):
+            _gradient[(n,)](
+                row_gradients,
+                x,
+                target,
+                sizes,
+                statistics[0],
+                statistics[1],
+                total_weight,
+                gradient,
+                row_gradients.stride(0),
+                x.stride(0),
+                k,
+                ignore_index,
+                LABEL_SMOOTHING=label_smoothing,
+                MEAN=mean,
+                BLOCK=columns,
+                num_warps=num_warps,
+            )
+
+
+def weighted_cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    cluster_sizes: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x, target, sizes = _operands(logits, target, cluster_sizes, ignore_index)
+    losses, statistics = _losses(x, target, sizes, ignore_index, label_smoothing)
+    sums = torch.empty(2, dtype=sizes.dtype, device=x.device)
+    options = {"MEAN": reduction == "mean", "BLOCK": _TOTALS_BLOCK, "num_warps": 8}
+    with device_of(x):
+        _totals[(1,)](losses, target, sizes, sums, *x.shape, ignore_index, **options)
+    return losses if reduction == "none" else sums[0].clone(), statistics, sums[1].clone()
 
 
 def weighted_cross_entropy_backward(
@@ -239,32 +283,28 @@ def weighted_cross_entropy_backward(
     label_smoothing: float,
     reduction: str,
 ) -> torch.Tensor:
-    x, target, sizes = _operands(logits, target, cluster_sizes, ignore_index)
-    n, k = x.shape
-    gradient = torch.empty(n, k, dtype=x.dtype, device=x.device)
-    grad, statistics = grad.expand(n), statistics.contiguous()
-    columns, num_warps = _columns(k)
-    if n > 0:
-        with device_of(x):
-            _gradient[(n,)](
-                grad,
-                x,
-                target,
-                sizes,
-                statistics[0],
-                statistics[1],
-                total_weight,
-                gradient,
-                grad.stride(0),
-                x.stride(0),
-                k,
-                ignore_index,
-                LABEL_SMOOTHING=label_smoothing,
-                MEAN=reduction == "mean",
-                BLOCK=columns,
-                num_warps=num_warps,
-            )
+    operands = _operands(logits, target, cluster_sizes, ignore_index)
+    gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    grad, mean = grad.expand(len(logits)), reduction == "mean"
+    saved = (statistics.contiguous(), total_weight)
+    _write_gradient(grad, *operands, *saved, ignore_index, label_smoothing, mean, gradient)
     return gradient
+
+
+def weighted_cross_entropy_gradient_(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    cluster_sizes: torch.Tensor,
+    row_gradients: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+) -> torch.Tensor:
+    operands = _operands(logits, target, cluster_sizes, ignore_index)
+    losses, statistics = _losses(*operands, ignore_index, label_smoothing)
+    factors = row_gradients.expand(len(logits))
+    # (Of the total weight, which is not asked for, only the type counts.)
+    _write_gradient(factors, *operands, statistics, losses, ignore_index, label_smoothing, False, logits)
+    return losses
 
 
 def compile_cases() -> list[CompileCase]:
@@ -302,7 +342,7 @@ def compile_cases() -> list[CompileCase]:
                     f"gradient-{name}-{k}-{label_smoothing}",
                     _gradient,
                     {
-                        "grad_ptr": element,
+                        "grad_ptr": sums,
                         "logits_ptr": element,
                         **common,
                         **saved,

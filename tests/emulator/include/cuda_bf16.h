@@ -23,3 +23,4 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
   return {uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
 }
 inline __nv_bfloat16 __float2bfloat16(float x) { return __float2bfloat16_rn(x); }
+inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }

@@ -66,6 +66,9 @@ struct alignas(16) float4 {
 struct alignas(16) double2 {
   double x, y;
 };
+struct alignas(8) int2 {
+  int x, y;
+};
 struct alignas(8) uint2 {
   unsigned x, y;
 };
@@ -132,6 +135,12 @@ inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
   return (unsigned long long)((unsigned __int128)a * b >> 64);
 }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = uint64_t(y) << 32 | x;
+  unsigned result = 0;
+  for (unsigned i = 0; i < 4; ++i) result |= unsigned(bytes >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
+  return result;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
@@ -179,6 +188,13 @@ template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned offset, int width = 32) {
   const unsigned at = emulator::lane(), from = at % unsigned(width) >= offset ? at - offset : at;
   return emulator_lane<T>(emulator::warp_exchange(mask, &value, sizeof value), from);
+}
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value) {
+  const unsigned char* values = emulator::warp_exchange(mask, &value, sizeof value);
+  unsigned most = 0;
+  for (unsigned i = 0; i < 32; ++i)
+    if (mask >> i & 1) most = std::max(most, emulator_lane<unsigned>(values, i));
+  return most;
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   const unsigned char* values = emulator::warp_exchange(mask, &predicate, sizeof predicate);

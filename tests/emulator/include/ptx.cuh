@@ -1,12 +1,15 @@
 // Stands in for csrc/cuda/device/ptx.cuh: each instruction as the PTX manual describes it.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <vector>
 
 namespace dcfast {
@@ -29,11 +32,33 @@ inline float emulator_half(const unsigned char* at) {
   return __half2float(value);
 }
 
-// sum + a b, cut to 24 bits: the adders of the tensor cores truncate. The product of two float16 numbers is exact.
-inline float emulator_multiply_add(float sum, float a, float b) {
-  const double exact = double(sum) + double(a) * double(b);
-  const float rounded = float(exact);
-  return fabs(double(rounded)) > fabs(exact) ? nextafterf(rounded, 0.0f) : rounded;
+inline void st_global_v4(void* at, uint4 bits) {
+  emulator_require((reinterpret_cast<uintptr_t>(at) & 15) == 0, "st.global.v4: an address is not aligned");
+  memcpy(at, &bits, sizeof bits);
+}
+// As far off as the manual allows, 2^-22 of the result, to either side.
+inline float ex2_approx_ftz(float x) {
+  const float off = x == 0.0f ? 0.0f : __float_as_uint(x) & 1 ? 0x1p-22f : -0x1p-22f;
+  const float power = exp2f(x) * (1.0f + off);
+  return power < 0x1p-126f ? 0.0f : power;
+}
+// start + a b as a tensor core takes it at worst: the addends, exact products among them, are cut to 24 bits at the
+// largest of them, summed exactly, and the sum is cut to 24 bits.
+inline float emulator_dot(float start, const float (&a)[16], const float (&b)[16]) {
+  double addends[17] = {start}, largest = fabs(addends[0]), plain = start;
+  for (unsigned k = 0; k < 16; ++k) {
+    addends[k + 1] = double(a[k]) * double(b[k]);
+    largest = std::max(largest, fabs(addends[k + 1]));
+    plain += addends[k + 1];
+  }
+  if (largest == 0 || !isfinite(plain)) return float(plain);
+  const uint64_t exponent = emulator_bits<uint64_t>(largest) >> 52;
+  const double unit = emulator_bits<double>((exponent - 23) << 52);
+  const double inverse = emulator_bits<double>((2046 - (exponent - 23)) << 52);
+  int64_t sum = 0;  // in units
+  for (double addend : addends) sum += int64_t(addend * inverse);
+  const float rounded = float(sum);
+  return float((fabs(double(rounded)) > fabs(double(sum)) ? nextafterf(rounded, 0.0f) : rounded) * unit);
 }
 
 // ---- sm_80 -----------------------------------------------------------------------------------------------------
@@ -59,7 +84,8 @@ inline void ldmatrix_x4(uint32_t (&to)[4], const void* row) {
   }
 }
 
-inline void mma_m16n8k16(float* sum, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+template <class ToFloat>
+void emulated_mma(float* sum, const uint32_t (&a)[4], const uint32_t (&b)[2], ToFloat to_float) {
   const unsigned row = emulator::lane() / 4, column = 2 * (emulator::lane() % 4);
   float rows[2][16], columns[2][16];
   // Elements 2 q and the next of the first or the second 8 are with lane q of the four.
@@ -67,13 +93,22 @@ inline void mma_m16n8k16(float* sum, const uint32_t (&a)[4], const uint32_t (&b)
   const unsigned char* all = emulator::warp_exchange(0xFFFFFFFFu, words, sizeof words);
   for (unsigned k = 0; k < 16; ++k)
     for (unsigned h = 0; h < 2; ++h)
-      rows[h][k] = emulator_half(all + 16 * (4 * row + k % 8 / 2) + 4 * (h + 2 * (k / 8)) + 2 * (k % 2));
+      rows[h][k] = to_float(all + 16 * (4 * row + k % 8 / 2) + 4 * (h + 2 * (k / 8)) + 2 * (k % 2));
   all = emulator::warp_exchange(0xFFFFFFFFu, b, sizeof b);
   for (unsigned k = 0; k < 16; ++k)
     for (unsigned h = 0; h < 2; ++h)
-      columns[h][k] = emulator_half(all + 16 * (4 * (column + h) + k % 8 / 2) + 4 * (k / 8) + 2 * (k % 2));
-  for (unsigned i = 0; i < 4; ++i)
-    for (unsigned k = 0; k < 16; ++k) sum[i] = emulator_multiply_add(sum[i], rows[i / 2][k], columns[i % 2][k]);
+      columns[h][k] = to_float(all + 16 * (4 * (column + h) + k % 8 / 2) + 4 * (k / 8) + 2 * (k % 2));
+  for (unsigned i = 0; i < 4; ++i) sum[i] = emulator_dot(sum[i], rows[i / 2], columns[i % 2]);
+}
+inline void mma_m16n8k16(float* sum, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  emulated_mma(sum, a, b, emulator_half);
+}
+inline void mma_m16n8k16_bf16(float* sum, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  emulated_mma(sum, a, b, [](const unsigned char* at) {
+    __nv_bfloat16 value;
+    memcpy(&value, at, sizeof value);
+    return __bfloat162float(value);
+  });
 }
 
 // ---- sm_90a ----------------------------------------------------------------------------------------------------
@@ -140,6 +175,8 @@ void wgmma_wait() {
   emulator::wait_for_groups(emulator::Groups::kProducts, kPending);
 }
 
+inline void wgmma_take(float (&)[64]) {}
+
 inline uint64_t wgmma_descriptor(const void* at) {
   return uint64_t((shared_address(at) & 0x3FFFF) >> 4) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 |
          uint64_t(1) << 62;
@@ -163,14 +200,12 @@ inline void wgmma_m64n128k16(float (&sum)[64], uint64_t a, uint64_t b, bool accu
       for (unsigned k = 0; k < 16; ++k) rows[h][k] = emulated_element(a, row + 8 * h, k);
     for (unsigned g = 0; g < 16; ++g)
       for (unsigned e = 0; e < 2; ++e) {
-        float total[2] = {accumulate ? sums[4 * g + e] : 0.0f, accumulate ? sums[4 * g + 2 + e] : 0.0f};
-        for (unsigned k = 0; k < 16; ++k) {
-          const float c = emulated_element(b, 8 * g + column + e, k);
-          total[0] = emulator_multiply_add(total[0], rows[0][k], c);
-          total[1] = emulator_multiply_add(total[1], rows[1][k], c);
+        float c[16];
+        for (unsigned k = 0; k < 16; ++k) c[k] = emulated_element(b, 8 * g + column + e, k);
+        for (unsigned h = 0; h < 2; ++h) {
+          float& total = sums[4 * g + 2 * h + e];
+          total = emulator_dot(accumulate ? total : 0.0f, rows[h], c);
         }
-        sums[4 * g + e] = total[0];
-        sums[4 * g + 2 + e] = total[1];
       }
   });
 }
