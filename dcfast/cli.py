@@ -47,7 +47,21 @@ def train(
     n_clusters: Annotated[int | None, typer.Option(help="k; one cluster per 50 images.")] = None,
     pca: Annotated[int, typer.Option(help="Principal components that k-means sees.")] = 256,
     kmeans_iterations: Annotated[int, typer.Option(help="Lloyd iterations per clustering.")] = 20,
+    warm_start: Annotated[
+        bool, typer.Option("--warm-start/--no-warm-start", help="Start k-means from the last clusters.")
+    ] = False,
+    clusterer: Annotated[
+        str, typer.Option(help="kmeans, or a scikit-learn clusterer by plain or dotted name.")
+    ] = "kmeans",
     reassign: Annotated[int, typer.Option(help="Epochs from one clustering to the next.")] = 1,
+    stop_clustering: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            parser=lambda text: int(text) if text.isdecimal() else text,
+            help="Go on with the last labels after N clusterings, or when they have settled.",
+        ),
+    ] = None,
     balance: Annotated[str, typer.Option(help="sampler, loss or none: how large clusters are held back.")] = "sampler",
     epochs: Annotated[int | None, typer.Option(help="20 for digits, 30 for small, else 500.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step: 64 for digits, else 256.")] = None,

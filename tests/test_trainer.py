@@ -244,7 +244,16 @@ def test_what_a_run_leaves(reference):
     assert run.config["versions"]["torch"] == torch.__version__
     expected = {
         *("epoch", "loss", "objective", "kmeans_iterations", "nmi_previous", "nmi_labels", "n_empty"),
-        *("largest_cluster", "n_moved", "images_per_second", "n_corrupt", "lr", "seconds"),
+        *(
+            "largest_cluster",
+            "n_moved",
+            "n_noise",
+            "stopped_clustering",
+            "images_per_second",
+            "n_corrupt",
+            "lr",
+            "seconds",
+        ),
     }
     assert all(set(record) == expected for record in run.metrics)
     assert all(set(record["seconds"]) == {"features", "pca", "kmeans", "training"} for record in run.metrics)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dcfast.deepcluster.clusterers import KMEANS, find_clusterer
 from dcfast.deepcluster.keyed import MAX_SEED
 
 __all__ = ["ARCHITECTURES", "BALANCES", "TrainConfig"]
@@ -40,8 +41,15 @@ class TrainConfig:
         Principal components kept for k-means; clipped to what the data can give.
     kmeans_iterations : int
         Lloyd iterations per clustering.
+    warm_start : bool
+        Start k-means from the means of the last clusters in the new features, not from random images (published).
+    clusterer : str
+        'kmeans', or a scikit-learn clusterer in its place; see `dcfast.deepcluster.clusterers.find_clusterer`.
     reassign : int
         Epochs from one clustering to the next.
+    stop_clustering : int, 'auto' or None
+        Clusterings after which training goes on with the last labels and the last top layer: so many, or as soon as
+        they have settled by `dcfast.deepcluster.metrics.settled`. None: never, as published.
     balance : {'sampler', 'loss', 'none'}
         Draw uniformly over clusters, weigh the loss by the inverse cluster size, or neither.
     epochs, batch_size : int
@@ -72,7 +80,10 @@ class TrainConfig:
     n_clusters: int | None = None
     pca: int = 256
     kmeans_iterations: int = 20
+    warm_start: bool = False
+    clusterer: str = KMEANS
     reassign: int = 1
+    stop_clustering: int | str | None = None
     balance: str = "sampler"
     epochs: int | None = None
     batch_size: int | None = None
@@ -95,6 +106,14 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("epochs", "batch_size", "limit", "threads"):
             _at_least(name, getattr(self, name), 1)
+        if isinstance(self.stop_clustering, str):
+            _one_of("stop_clustering", self.stop_clustering, ("auto",))
+        else:
+            _at_least("stop_clustering", self.stop_clustering, 1)
+        if self.clusterer != KMEANS:
+            find_clusterer(self.clusterer)
+            if self.warm_start:
+                raise ValueError(f"warm_start is of k-means, got clusterer={self.clusterer!r}: leave one of them out")
         _at_least("n_clusters", self.n_clusters, 2)
         _at_least("workers", self.workers, 0)
         for name in ("lr", "momentum", "weight_decay"):

@@ -20,7 +20,7 @@ from dcfast.deepcluster import report
 from dcfast.deepcluster.config import TrainConfig
 from dcfast.deepcluster.data import DatasetSource, ImageData, check_images, describe_source, open_source
 from dcfast.deepcluster.keyed import Stream, torch_draws
-from dcfast.deepcluster.metrics import moved_points, nmi
+from dcfast.deepcluster.metrics import cluster_sizes, moved_points, nmi, settled
 from dcfast.deepcluster.models import build_top_layer
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.run import initial_model
@@ -29,6 +29,9 @@ from dcfast.deepcluster.sampler import plain_order, uniform_order
 from dcfast.deepcluster.stages import cluster_features, extract_features, train_epoch
 
 __all__ = ["Trainer", "resume", "start"]
+
+# Metrics of a clustering that stay true until the next one.
+_LASTING = ("nmi_labels", "n_empty", "largest_cluster", "n_noise", "stopped_clustering")
 
 Data = str | os.PathLike[str] | torch.utils.data.Dataset[Any]
 
@@ -123,11 +126,11 @@ class Trainer:
         config = self.config
         phase = epoch % config.reassign
         seconds = {"features": 0.0, "pca": 0.0, "kmeans": 0.0, "training": 0.0}
-        clustering = self._cluster(epoch, seconds) if phase == 0 else self._carried()
+        clustering = self._cluster(epoch, seconds) if phase == 0 and not self._stopped else self._carried()
         assert self.assignments is not None  # epoch 0 clusters
-        n_images = len(self.data)
+        n_images = len(self.data) - clustering["n_noise"]
         began = time.perf_counter()
-        order = self._order(epoch - phase)[phase * n_images : (phase + 1) * n_images]
+        order = self._order(epoch - phase, config.reassign * n_images)[phase * n_images : (phase + 1) * n_images]
         loss = train_epoch(
             self.model,
             self.top_layer,
@@ -155,14 +158,16 @@ class Trainer:
         began = time.perf_counter()
         features = extract_features(self.model, self.data, self.config, self.display)
         seconds["features"] = time.perf_counter() - began
-        clustering = cluster_features(features, self.config, epoch, self.display)
+        previous = self.assignments
+        start = previous if self.config.warm_start else None
+        clustering = cluster_features(features, self.config, epoch, self.display, start)
         del features
         seconds["pca"], seconds["kmeans"] = clustering.pca_seconds, clustering.kmeans_seconds
-        previous, self.assignments = self.assignments, clustering.assignments
-        sizes = np.bincount(self.assignments)
+        self.assignments = clustering.assignments
+        sizes = cluster_sizes(self.assignments)
         with torch_draws(torch.device("cpu"), self.config.seed, Stream.TOP_LAYER, epoch):
             self._new_top_layer(len(sizes))
-        return {
+        record = {
             "objective": clustering.objective,
             "kmeans_iterations": clustering.iterations,
             "nmi_previous": None if previous is None else nmi(previous, self.assignments),
@@ -170,21 +175,34 @@ class Trainer:
             "n_empty": clustering.n_empty,
             "largest_cluster": int(sizes.max()),
             "n_moved": None if previous is None else moved_points(previous, self.assignments),
+            "n_noise": len(self.assignments) - int(sizes.sum()),
         }
+        return {**record, "stopped_clustering": epoch + 1 if self._stops(epoch, record) else None}
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether the last clustering was the last of the run."""
+        return bool(self.history) and self.history[-1]["stopped_clustering"] is not None
+
+    def _stops(self, epoch: int, record: dict[str, Any]) -> bool:
+        """Tell whether the clustering of this epoch, with these metrics, is the last of the run."""
+        if self.config.stop_clustering != "auto":
+            return epoch // self.config.reassign + 1 == self.config.stop_clustering
+        clusterings = [one for one in (*self.history, record) if one["nmi_previous"] is not None]
+        return settled(clusterings, len(self.data) - record["n_noise"])
 
     def _carried(self) -> dict[str, Any]:
         """Return the metrics of an epoch that goes on with the last clustering: nothing moved since."""
         last = self.history[-1]
-        still_true = {name: last[name] for name in ("nmi_labels", "n_empty", "largest_cluster")}
+        still_true = {name: last[name] for name in _LASTING}
         return {"objective": None, "kmeans_iterations": None, "nmi_previous": None, "n_moved": None, **still_true}
 
-    def _order(self, clustered_at: int) -> np.ndarray:
-        """Return the order of all epochs that share a clustering."""
+    def _order(self, clustered_at: int, n_draws: int) -> np.ndarray:
+        """Return the order of the ``reassign`` epochs from ``clustered_at`` on."""
         assert self.assignments is not None
-        n_draws = self.config.reassign * len(self.data)
         if self.config.balance == "sampler":
             return uniform_order(self.assignments, n_draws, self.config.seed, clustered_at)
-        return plain_order(len(self.data), n_draws, self.config.seed, clustered_at)
+        return plain_order(self.assignments, n_draws, self.config.seed, clustered_at)
 
     def _new_top_layer(self, n_clusters: int) -> None:
         self.top_layer = build_top_layer(self.model.feature_dim, n_clusters).to(self.device)
