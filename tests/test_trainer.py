@@ -29,7 +29,7 @@ def no_report(monkeypatch):
     """The report has tests of its own; leave it out of the times of these."""
     from dcfast.deepcluster import report
 
-    monkeypatch.setattr(report, "write_report", lambda path, dataset: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: None)
 
 
 def train(output, data="digits", **changes):
@@ -65,7 +65,7 @@ def run_in_processes(jobs):
         """
         import json, os, signal, sys, textwrap
         from dcfast.deepcluster import TrainConfig, report, resume, start, trainer, stages, rundir
-        report.write_report = lambda path, dataset: None
+        report.write_report = lambda *_: None
 
         def die():
             os.kill(os.getpid(), signal.SIGKILL)
@@ -402,7 +402,7 @@ def test_defaults_follow_the_images():
 def test_the_estimator(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
     data = [(image, index % 3) for index, image in enumerate(pixels)]
-    estimator = dcfast.DeepCluster(tmp_path / "run", n_clusters=4, epochs=2, workers=0, threads=1)
+    estimator = dcfast.DeepCluster(output=tmp_path / "run", n_clusters=4, epochs=2, workers=0, threads=1)
     labels = estimator.fit_predict(data)
     assert labels.shape == (30,)
     assert labels.max() < 4
@@ -416,5 +416,38 @@ def test_the_estimator(tmp_path):
         resume(tmp_path / "run")
     resume(tmp_path / "run", data, epochs=3, display=Silent()).fit()
     assert len(RunDir(tmp_path / "run").read_metrics()) == 3
+    with pytest.raises(ValueError, match=r"backbone must be a network or one of 'alexnet', .*, got 'runs/mine'"):
+        dcfast.DeepCluster("runs/mine")
+    with pytest.raises(ValueError, match="feature_dim is of a network of your own"):
+        dcfast.DeepCluster("small", feature_dim=3)
     with pytest.raises(TypeError, match="speed"):
-        dcfast.DeepCluster(tmp_path / "other", speed=1)
+        dcfast.DeepCluster(output=tmp_path / "other", speed=1)
+
+
+def test_the_estimator_trains_any_network(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 5, stride=3), torch.nn.Flatten(), torch.nn.Linear(96, 8))
+    before = [parameter.clone() for parameter in network.parameters()]
+    options = {"n_clusters": 4, "epochs": 2, "image_size": 16, "workers": 0, "threads": 1, "batch_size": 8}
+    estimator = dcfast.DeepCluster(network, feature_dim=8, output=tmp_path / "run", **options).fit(list(pixels))
+    assert type(estimator.model_) is torch.nn.Sequential
+    assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+    assert not torch.equal(estimator.model_[0].weight, network[0].weight)
+    unsaved = dcfast.DeepCluster(network, feature_dim=8, **options).fit(list(pixels))  # no output
+    assert torch.equal(unsaved.model_[0].weight, estimator.model_[0].weight)
+    np.testing.assert_array_equal(unsaved.labels_, estimator.labels_)
+
+    with torch.no_grad():
+        network[0].weight.zero_()  # the run remembers what it started from
+    resume(tmp_path / "run", list(pixels), epochs=3, display=Silent(), backbone=network).fit()
+    run = load_run(tmp_path / "run", list(pixels), network)
+    assert torch.equal(run.untrained_model().network[0].weight, before[0])
+    with pytest.raises(ValueError, match="pass it as backbone="):
+        load_run(tmp_path / "run", list(pixels)).model  # noqa: B018 - reading it is the point
+    other = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 5, stride=3), torch.nn.Flatten())
+    with pytest.raises(ValueError, match=r"it has network\.2\.weight, network\.2\.bias"):
+        resume(tmp_path / "run", list(pixels), backbone=other, display=Silent())
+    with pytest.raises(ValueError, match="returns 96 features per image of 16 pixels, got feature_dim=8"):
+        dcfast.DeepCluster(other, feature_dim=8, output=tmp_path / "other", **options).fit(list(pixels))
+    assert not (tmp_path / "other").exists()

@@ -12,9 +12,10 @@ import torch
 from dcfast.deepcluster.clusterers import KMEANS, find_clusterer
 from dcfast.deepcluster.keyed import MAX_SEED
 
-__all__ = ["ARCHITECTURES", "BALANCES", "TrainConfig"]
+__all__ = ["ARCHITECTURES", "BALANCES", "CUSTOM", "TrainConfig"]
 
-ARCHITECTURES = ("alexnet", "vgg16", "small")
+ARCHITECTURES = ("alexnet", "vgg16", "small", "micro", "resnet18", "resnet50")
+CUSTOM = "custom"  # the architecture of a run on a network of the user's own
 BALANCES = ("sampler", "loss", "none")
 
 _SMALL_IMAGES = 64  # up to this many pixels a side the small network and its gentler crops are the default
@@ -29,12 +30,17 @@ class TrainConfig:
 
     Attributes
     ----------
-    arch : {'alexnet', 'vgg16', 'small'} or None
-        The network. By default the small one up to 64 pixels a side, AlexNet above.
+    arch : {'alexnet', 'vgg16', 'small', 'micro', 'resnet18', 'resnet50', 'custom'} or None
+        The network. By default the small one up to 64 pixels a side, AlexNet above. 'custom' is what
+        `dcfast.DeepCluster` sets for a network of the user's own.
+    feature_dim : int or None
+        Width of that network's features; None for the others.
+    init : str or None
+        Weights to start from: a file that `dcfast.deepcluster.weights.load_weights` reads, or a run directory.
     sobel : bool
         Feed the network Sobel gradients, as published, instead of colours.
     image_size : int or None
-        Side of the square crops in pixels: 16 for digits, else 32 for the small network and 224 for the others.
+        Side of the square crops in pixels: 16 for digits, else 32 for small and micro, and 224 for the others.
     n_clusters : int or None
         k. By default one cluster per 50 images, at least 10 and at most the published 10,000.
     pca : int
@@ -75,6 +81,8 @@ class TrainConfig:
     """
 
     arch: str | None = None
+    feature_dim: int | None = None
+    init: str | None = None
     sobel: bool = True
     image_size: int | None = None
     n_clusters: int | None = None
@@ -100,7 +108,10 @@ class TrainConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        _one_of("arch", self.arch, (None, *ARCHITECTURES))
+        if self.arch == CUSTOM:
+            self._check_custom()
+        else:
+            _one_of("arch", self.arch, (None, *ARCHITECTURES))
         _one_of("balance", self.balance, BALANCES)
         for name in ("pca", "kmeans_iterations", "reassign"):
             _at_least(name, getattr(self, name), 1)
@@ -127,6 +138,15 @@ class TrainConfig:
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed must be between 0 and {MAX_SEED}, got {self.seed}")
 
+    def _check_custom(self) -> None:
+        if self.feature_dim is None:
+            raise ValueError("arch='custom' needs a network: DeepCluster(backbone, feature_dim=...) in Python")
+        _at_least("feature_dim", self.feature_dim, 1)
+        if self.sobel:
+            raise ValueError("sobel must be False for a network of your own: it sees colours")
+        if self.init is not None:
+            raise ValueError(f"init={self.init!r} is for dcfast's networks: load it into your own before you pass it")
+
     def resolve(self, n_images: int, image_side: int, kind: str) -> TrainConfig:
         """Fill in every option left open.
 
@@ -142,7 +162,7 @@ class TrainConfig:
         Returns
         -------
         TrainConfig
-            With no ``None`` but in ``limit``.
+            With no ``None`` but where it means "none".
 
         Raises
         ------
@@ -152,7 +172,7 @@ class TrainConfig:
         digits = kind == "digits"
         size = self.image_size
         arch = self.arch or ("small" if (size or image_side) <= _SMALL_IMAGES else "alexnet")
-        small = arch == "small"
+        small = arch in ("small", "micro") or (arch == CUSTOM and (size or image_side) <= _SMALL_IMAGES)
         default_size = 224 if not small else 16 if digits else 32
         n_clusters = self.n_clusters or (100 if digits else max(10, min(10_000, n_images // 50)))
         if n_images < n_clusters:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from dcfast.deepcluster.charts import bar_chart, line_chart, size_chart, stacked_chart
+from dcfast.deepcluster.config import CUSTOM
 from dcfast.deepcluster.data import DECODE_ERRORS, ImageData
 from dcfast.deepcluster.filters import first_filters, gradient_tiles, image_filters, mosaic
 from dcfast.deepcluster.metrics import cluster_sizes
@@ -49,7 +50,11 @@ CURVES = {
 }
 
 
-def write_report(run_dir: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None) -> Path:
+def write_report(
+    run_dir: str | os.PathLike[str],
+    dataset: torch.utils.data.Dataset[Any] | None = None,
+    backbone: torch.nn.Module | None = None,
+) -> Path:
     """Write the ``report.html`` of a run.
 
     One file with its pictures and its style inside; it contains no script and refers to nothing outside.
@@ -60,6 +65,8 @@ def write_report(run_dir: str | os.PathLike[str], dataset: torch.utils.data.Data
         A run with at least one finished epoch.
     dataset : torch Dataset, optional
         The images, for a run that was trained on a Dataset object.
+    backbone : torch.nn.Module, optional
+        The network, for a run on one of the user's own.
 
     Returns
     -------
@@ -75,7 +82,7 @@ def write_report(run_dir: str | os.PathLike[str], dataset: torch.utils.data.Data
     -----
     Where the images cannot be opened any more, the page says so in place of the samples.
     """
-    run = load_run(run_dir, dataset)
+    run = load_run(run_dir, dataset, backbone)
     n_images = len(run.assignments["cluster"])  # raises before the first epoch has ended
     sections = [
         ("curves", "Training", _curves(run.metrics)),
@@ -179,6 +186,8 @@ def _sizes(run: Run) -> str:
 
 def _filters(run: Run) -> str:
     before, after = first_filters(run.untrained_model()), first_filters(run.model)
+    if before is None or after is None:
+        return '<p class="note">No convolution of the network sees colours.</p>'
     change = float((after - before).norm() / before.norm())
     on_gradients = before.shape[1] == 2
     views = [
@@ -375,7 +384,9 @@ def _commands(run: Run) -> str:
     ]
     repeat = train_command(run, f"{where}-again")
     if repeat is None:
-        parts.append('<p class="note">The images came from a torch Dataset, so it takes Python to repeat the run.</p>')
+        parts.append(
+            '<p class="note">The images or the network came from Python, so it takes Python to repeat the run.</p>'
+        )
     else:
         again = "Repeat the run: the same bits with the versions and the processor named under Configuration."
         parts.append(_command(again, repeat))
@@ -387,8 +398,8 @@ def _command(what: str, words: Sequence[str]) -> str:
 
 
 def train_command(run: Run, output: str) -> list[str] | None:
-    """Return the words of the command that repeats a run, or None if its images came from a torch Dataset."""
-    if run.config["data"]["kind"] == "dataset":
+    """Return the words of the command that repeats a run, or None if its images or its network came from Python."""
+    if run.config["data"]["kind"] == "dataset" or run.options.arch == CUSTOM:
         return None
     words = ["dcfast", "train", run.config["data"]["location"], "--output", output]
     for name, value in run.options.to_dict().items():

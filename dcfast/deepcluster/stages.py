@@ -16,7 +16,7 @@ from dcfast.deepcluster.crops import CentreCrops, RandomCrops, batches
 from dcfast.deepcluster.data import ImageData
 from dcfast.deepcluster.keyed import Stream, seed_for, torch_draws
 from dcfast.deepcluster.metrics import cluster_sizes
-from dcfast.deepcluster.models import ConvNet
+from dcfast.deepcluster.models import Backbone
 from dcfast.deepcluster.progress import Display
 from dcfast.nn import InverseSizeCrossEntropy
 
@@ -53,7 +53,7 @@ class Clustering:
     kmeans_seconds: float
 
 
-def extract_features(model: ConvNet, data: ImageData, config: TrainConfig, display: Display) -> Tensor:
+def extract_features(model: Backbone, data: ImageData, config: TrainConfig, display: Display) -> Tensor:
     """Compute the features of all centre crops in eval mode.
 
     Returns
@@ -164,7 +164,7 @@ def _mean_squared_distance(points: Tensor, labels: np.ndarray) -> float:
 
 
 def train_epoch(
-    model: ConvNet,
+    model: Backbone,
     top_layer: nn.Linear,
     optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
     data: ImageData,

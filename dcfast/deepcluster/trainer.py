@@ -17,16 +17,17 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from dcfast.deepcluster import report
-from dcfast.deepcluster.config import TrainConfig
+from dcfast.deepcluster.config import CUSTOM, TrainConfig
 from dcfast.deepcluster.data import DatasetSource, ImageData, check_images, describe_source, open_source
 from dcfast.deepcluster.keyed import Stream, torch_draws
 from dcfast.deepcluster.metrics import cluster_sizes, moved_points, nmi, settled
-from dcfast.deepcluster.models import build_top_layer
+from dcfast.deepcluster.models import build_top_layer, load_state
 from dcfast.deepcluster.progress import Display
-from dcfast.deepcluster.run import initial_model
+from dcfast.deepcluster.run import SAME_NETWORK, initial_model, starting_model
 from dcfast.deepcluster.rundir import RunDir
 from dcfast.deepcluster.sampler import plain_order, uniform_order
 from dcfast.deepcluster.stages import cluster_features, extract_features, train_epoch
+from dcfast.deepcluster.weights import load_weights
 
 __all__ = ["Trainer", "resume", "start"]
 
@@ -52,12 +53,22 @@ class Trainer:
         With a configuration in it; its checkpoint, if there is one, is where the run goes on.
     display : Display
         Shows the progress.
+    backbone : nn.Module, optional
+        The network of the user's own, a copy of which is trained.
     """
 
-    def __init__(self, config: TrainConfig, data: ImageData, directory: RunDir, display: Display) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: ImageData,
+        directory: RunDir,
+        display: Display,
+        backbone: torch.nn.Module | None = None,
+    ) -> None:
         self.config, self.data, self.dir, self.display = config, data, directory, display
+        self._backbone = backbone
         self.device = torch.device(config.device)
-        self.model = initial_model(config).to(self.device)
+        self.model = starting_model(config, directory, backbone).to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -99,7 +110,9 @@ class Trainer:
                 self.display.epoch(record, epochs)
         source = self.data.source
         with self.display.stage("report", 1) as advance:
-            report.write_report(self.dir.path, source.dataset if isinstance(source, DatasetSource) else None)
+            report.write_report(
+                self.dir.path, source.dataset if isinstance(source, DatasetSource) else None, self._backbone
+            )
             advance(1)
 
     def summary(self) -> None:
@@ -232,7 +245,7 @@ class Trainer:
         self.dir.write_assignments(self.data.names, self.assignments, self.data.labels, self.finished)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
-        self.model.load_state_dict(checkpoint["model"])
+        load_state(self.model, checkpoint["model"], self.dir.checkpoint, SAME_NETWORK)
         self.optimizer.load_state_dict(checkpoint["optimizers"]["model"])
         self._new_top_layer(len(checkpoint["head"]["bias"]))
         self.top_layer.load_state_dict(checkpoint["head"])
@@ -265,6 +278,7 @@ def start(
     *,
     overwrite: bool = False,
     display: Display | None = None,
+    backbone: torch.nn.Module | None = None,
 ) -> Trainer:
     """Begin a run: look at every image, settle the options, make the run directory.
 
@@ -280,6 +294,8 @@ def start(
         Replace a run that is there already.
     display : Display, optional
         Shows the progress.
+    backbone : nn.Module, optional
+        A network of the user's own, for ``arch='custom'``; a copy of it is trained.
 
     Returns
     -------
@@ -298,17 +314,17 @@ def start(
     images = _look(data, config, display)
     config = config.resolve(len(images), images.side, images.source.kind)
     images.image_size = config.image_size or 0
-    with torch.device("meta"):
-        initial_model(config)  # refuses an image size that the network cannot take, before anything is written
+    initial = _starting_weights(config, backbone)  # refuses what does not fit before anything is written
     directory.create(
         {
             "options": config.to_dict(),
             "data": describe_source(images),
             "versions": _versions(),
             "threads": config.threads,
-        }
+        },
+        initial,
     )
-    return Trainer(config, images, directory, display)
+    return Trainer(config, images, directory, display, backbone)
 
 
 def resume(
@@ -318,6 +334,7 @@ def resume(
     epochs: int | None = None,
     workers: int | None = None,
     display: Display | None = None,
+    backbone: torch.nn.Module | None = None,
 ) -> Trainer:
     """Open a run that was interrupted, or is to be made longer.
 
@@ -335,6 +352,8 @@ def resume(
         New number of processes that decode images.
     display : Display, optional
         Shows the progress.
+    backbone : nn.Module, optional
+        The network, for a run on one of the user's own; its weights do not matter.
 
     Returns
     -------
@@ -367,7 +386,22 @@ def resume(
             f"({source['n_images']} usable then, {len(images)} now): bring them back, or start a new run"
         )
     images.image_size = config.image_size or 0
-    return Trainer(config, images, directory, display)
+    return Trainer(config, images, directory, display, backbone)
+
+
+def _starting_weights(config: TrainConfig, backbone: torch.nn.Module | None) -> dict[str, Any] | None:
+    """Return the state_dict that a run starts from, or None where the seed gives it."""
+    if config.arch != CUSTOM and config.init is None:
+        with torch.device("meta"):
+            initial_model(config)
+        return None
+    model = initial_model(config, backbone)
+    if config.init is not None:
+        load_weights(model, config.init)
+    side = config.image_size or 0
+    with torch.inference_mode():
+        model.eval().forward_features(torch.zeros(1, 3, side, side))
+    return model.state_dict()
 
 
 def _look(data: Data, config: TrainConfig, display: Display) -> ImageData:
