@@ -97,8 +97,12 @@ def train(
     assert where is not None  # one of the two is there, or the checks above have failed
 
     def interrupted() -> str:
-        begun = (where / "config.json").exists()
-        return f"interrupted; go on with: dcfast train --resume {where}" if begun else "interrupted before it began"
+        if not (where / "config.json").exists():
+            return "interrupted before it began"
+        metrics = where / "metrics.jsonl"
+        n_epochs = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        saved = f"epochs 1 to {n_epochs} are saved" if n_epochs else "no epoch had ended"
+        return f"interrupted; {saved}; go on with: dcfast train --resume {where}"
 
     with _clean_errors(interrupted):
         # Importing torch takes a second, which --help and mistakes should not have to wait for.
@@ -210,6 +214,8 @@ def _clean_errors(interrupted: Callable[[], str]) -> Iterator[None]:
         ModuleNotFoundError,
     ) as error:
         _fail(str(error))
+    except (OSError, MemoryError) as error:
+        _fail(str(error) or "out of memory", 1)
 
 
 def main() -> None:

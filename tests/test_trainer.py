@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dcfast
-from dcfast.deepcluster import TrainConfig, load_run, resume, start
+from dcfast.deepcluster import TrainConfig, load_run, resume, rundir, start
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.rundir import RunDir
 
@@ -351,6 +351,68 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(FloatingPointError, match=r"checkpoint\.pt holds the last good state, after epoch 1"):
         trainer.fit()
     _assert_equal(good, directory.read_checkpoint())
+
+
+class Full:
+    """A file on a disk that is full."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __getattr__(self, name):
+        return getattr(self.path, name)
+
+    def open(self, mode):
+        self.path.write_bytes(b"half")
+        return open("/dev/full", mode)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    train(tmp_path / "run", epochs=1)
+    directory = RunDir(tmp_path / "run")
+    good = directory.read_checkpoint()
+    trainer = resume(tmp_path / "run", epochs=2, display=Silent())
+    with monkeypatch.context() as patched:
+        partial = rundir._partial
+        patched.setattr(rundir, "_partial", lambda path: Full(partial(path)))
+        message = r"epoch 2: the disk is full; .*checkpoint\.pt holds the last good state, after epoch 1\. Free some"
+        with pytest.raises(OSError, match=message):
+            trainer.fit()
+    _assert_equal(good, directory.read_checkpoint())
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def _no_cpu_memory(*_):
+    torch.empty(2**55)
+
+
+def _no_gpu_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("stage", "fails", "options"),
+    [
+        ("extract_features", _no_cpu_memory, "features; .* lower --batch-size, --image-size or --limit"),
+        ("cluster_features", _no_gpu_memory, "clustering; .* lower --limit, --pca or --n-clusters"),
+        ("train_epoch", _no_cpu_memory, "training; .* lower --batch-size, --image-size or --n-clusters"),
+    ],
+)
+def test_too_little_memory_names_the_options(tmp_path, monkeypatch, stage, fails, options):
+    monkeypatch.setattr(f"dcfast.deepcluster.trainer.{stage}", fails)
+    with pytest.raises(MemoryError, match=f"epoch 1: out of memory in {options}"):
+        train(tmp_path / "run")
+
+
+def test_other_errors_stay_what_they_are(tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("dcfast.deepcluster.trainer.extract_features", fail)
+    for error in (RuntimeError("a bug"), PermissionError(13, "not yours")):
+        with pytest.raises(type(error)) as caught:
+            train(tmp_path / type(error).__name__)
+        assert caught.value is error
 
 
 def test_a_run_is_not_overwritten_by_accident(tmp_path):

@@ -125,10 +125,14 @@ class RunDir:
 def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Let ``write`` fill a neighbour of ``path``, flush it to disk, and rename it to ``path``."""
     partial = _partial(path)
-    with partial.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        partial.unlink(missing_ok=True)  # half a file would only keep a full disk full
+        raise
     os.replace(partial, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import platform
 import time
@@ -33,6 +34,13 @@ __all__ = ["Trainer", "resume", "start"]
 
 # Metrics of a clustering that stay true until the next one.
 _LASTING = ("nmi_labels", "n_empty", "largest_cluster", "n_noise", "stopped_clustering")
+
+# Stage -> options that lower what it holds in memory.
+_LOWERS = {
+    "features": "--batch-size, --image-size or --limit",
+    "clustering": "--limit, --pca or --n-clusters",
+    "training": "--batch-size, --image-size or --n-clusters",
+}
 
 Data = str | os.PathLike[str] | torch.utils.data.Dataset[Any]
 
@@ -90,7 +98,11 @@ class Trainer:
         Raises
         ------
         FloatingPointError
-            If the loss or the features are no longer finite; the message names the checkpoint that still is good.
+            If the loss or the features are no longer finite.
+        MemoryError, OSError
+            If memory or the disk does not suffice; the message names the options that lower the need.
+
+        The messages name the checkpoint that still is good.
         """
         epochs = self.config.epochs or 0
         with (
@@ -101,12 +113,10 @@ class Trainer:
             for record in self.history:
                 self.display.epoch(record, epochs)
             for epoch in range(self.finished, epochs):
-                try:
+                with self._last_good(epoch):
                     record = self._epoch(epoch)
-                except FloatingPointError as error:
-                    raise FloatingPointError(self._diverged(epoch, error)) from None
-                self._log(board, record)
-                self._save(record)
+                    self._log(board, record)
+                    self._save(record)
                 self.display.epoch(record, epochs)
         source = self.data.source
         with self.display.stage("report", 1) as advance:
@@ -142,6 +152,7 @@ class Trainer:
         clustering = self._cluster(epoch, seconds) if phase == 0 and not self._stopped else self._carried()
         assert self.assignments is not None  # epoch 0 clusters
         n_images = len(self.data) - clustering["n_noise"]
+        self._stage = "training"
         began = time.perf_counter()
         order = self._order(epoch - phase, config.reassign * n_images)[phase * n_images : (phase + 1) * n_images]
         loss = train_epoch(
@@ -168,9 +179,11 @@ class Trainer:
 
     def _cluster(self, epoch: int, seconds: dict[str, float]) -> dict[str, Any]:
         """Cluster anew and start a new top layer; return the epoch's metrics about it."""
+        self._stage = "features"
         began = time.perf_counter()
         features = extract_features(self.model, self.data, self.config, self.display)
         seconds["features"] = time.perf_counter() - began
+        self._stage = "clustering"
         previous = self.assignments
         start = previous if self.config.warm_start else None
         clustering = cluster_features(features, self.config, epoch, self.display, start)
@@ -226,17 +239,18 @@ class Trainer:
     def _save(self, record: dict[str, Any]) -> None:
         """Make an epoch final. Only the checkpoint counts: the other files are made from it when a run goes on."""
         assert self.assignments is not None
-        self.history.append(record)
+        history = [*self.history, record]
         self.dir.write_checkpoint(
             {
-                "epoch": self.finished,
+                "epoch": len(history),
                 "model": self.model.state_dict(),
                 "head": self.top_layer.state_dict(),
                 "optimizers": {"model": self.optimizer.state_dict(), "head": self.top_optimizer.state_dict()},
                 "assignments": torch.from_numpy(self.assignments),
-                "history": self.history,
+                "history": history,
             }
         )
+        self.history = history
         self._publish()
 
     def _publish(self) -> None:
@@ -263,12 +277,34 @@ class Trainer:
                 board.add_scalar(name, value, record["epoch"])
         board.flush()
 
-    def _diverged(self, epoch: int, error: FloatingPointError) -> str:
+    @contextmanager
+    def _last_good(self, epoch: int) -> Iterator[None]:
+        """Add to what ends an epoch early which state is good still, and what to do."""
+        try:
+            yield
+        except FloatingPointError as error:
+            remedy = f"Start again with a lower --lr than {self.config.lr:g}"
+            raise FloatingPointError(self._told(epoch, error, remedy)) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            remedy = (
+                f"Free some space and go on with --resume {self.dir.path}, or start again with --output on another "
+                "disk; a checkpoint is smaller with a lower --n-clusters or a smaller --arch"
+            )
+            raise OSError(self._told(epoch, "the disk is full", remedy)) from error
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            remedy = f"Start again with a lower {_LOWERS[self._stage]}"
+            raise MemoryError(self._told(epoch, f"out of memory in {self._stage}", remedy)) from error
+
+    def _told(self, epoch: int, what: object, remedy: str) -> str:
         if self.finished:
             last = f"{self.dir.checkpoint} holds the last good state, after epoch {self.finished}"
         else:
             last = "no epoch had ended, so there is no checkpoint"
-        return f"epoch {epoch + 1}: {error}; {last}. Start again with a lower --lr than {self.config.lr:g}"
+        return f"epoch {epoch + 1}: {what}; {last}. {remedy}"
 
 
 def start(
@@ -402,6 +438,11 @@ def _starting_weights(config: TrainConfig, backbone: torch.nn.Module | None) -> 
     with torch.inference_mode():
         model.eval().forward_features(torch.zeros(1, 3, side, side))
     return model.state_dict()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # On the CPU torch raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _look(data: Data, config: TrainConfig, display: Display) -> ImageData:
