@@ -28,22 +28,24 @@ def _history(agreement, moved=None):
     ("agreement", "expected"),
     [
         ([], False),
-        ([0.5, 0.5, 0.5], False),  # nothing before the last three
-        ([0.5, 0.5, 0.5, 0.5], True),
-        ([0.5, 0.505, 0.509, 0.4], True),
-        ([0.5, 0.505, 0.511, 0.4], False),
-        ([0.3, 0.6, 0.5, 0.5], False),
-        ([0.3, 0.6, 0.5, 0.5, 0.6], True),  # what counts is the best before the last three
+        ([0.5, 0.54, 0.54, 0.54, 0.54], False),  # five values are too few
+        ([0.5, 0.56, 0.56, 0.54, 0.54, 0.54], True),
+        ([0.5, 0.54, 0.54, 0.52, 0.58, 0.52], False),  # means .5267 and .54 are too far apart
+        ([0.5, 0.54, 0.55, 0.52, 0.58, 0.51], True),  # .53 and .5367
+        ([0.5, 0.5, 0.5, 0.5, 0.5, 0.5], False),  # level, but before anything was learnt
+        ([0.98, 0.985, 0.98, 0.97, 0.95, 0.91], False),  # falls
+        ([0.98, 0.85, 0.9, 0.9, 0.93, 0.93, 0.95, 0.95], False),  # rises
+        ([0.98, 0.85, 0.9, 0.95, 0.95, 0.955, 0.95, 0.95, 0.96], True),
     ],
 )
-def test_settled_where_nmi_levels_off(agreement, expected):
+def test_settled_where_nmi_has_levelled_off(agreement, expected):
     assert settled(_history(agreement), 100) is expected
 
 
-def test_settled_where_hardly_a_point_moves():
-    assert settled(_history([0.9], [1]), 100)
-    assert not settled(_history([0.9], [2]), 100)
-    assert not settled(_history([0.9, 0.1], [0, 2]), 100)  # only the last one counts
+def test_settled_where_hardly_a_point_moves_three_times():
+    assert settled(_history([0.9] * 4, [50, 1, 0, 1]), 100)
+    assert not settled(_history([0.9] * 4, [50, 1, 2, 1]), 100)
+    assert not settled(_history([0.9] * 2, [0, 0]), 100)
 
 
 @pytest.mark.parametrize("reassign", [1, 2])
@@ -64,13 +66,13 @@ def test_training_goes_on_with_the_last_labels(tmp_path, monkeypatch, reassign):
 
 
 def test_stopping_survives_a_resume(tmp_path, monkeypatch):
-    # Settles at once, so that the parts are cut before, at and after the decision.
+    # Settles as soon as there are three, so that the parts are cut before, at and after the decision.
     monkeypatch.setattr("dcfast.deepcluster.metrics._LARGEST_MOVE", 1.0)
-    options = {**TINY, "stop_clustering": "auto", "epochs": 4}
+    options = {**TINY, "stop_clustering": "auto", "epochs": 5}
     whole = train(tmp_path / "whole", **options)
-    assert [record["stopped_clustering"] for record in whole.history] == [None, 2, 2, 2]
-    train(tmp_path / "parts", **{**options, "epochs": 1})
-    for epochs in (2, 3, 4):
+    assert [record["stopped_clustering"] for record in whole.history] == [None, None, None, 4, 4]
+    train(tmp_path / "parts", **{**options, "epochs": 3})
+    for epochs in (4, 5):
         resume(tmp_path / "parts", epochs=epochs, display=Silent()).fit()
     assert_same_bits(tmp_path / "whole", tmp_path / "parts")
 
@@ -186,7 +188,7 @@ def test_orders_without_noise_only():
         ({"clusterer": "nowhere.KMeans"}, "No module named 'nowhere'"),
         ({"clusterer": "DBSCAN", "warm_start": True}, "warm_start is of k-means"),
         ({"stop_clustering": 0}, "stop_clustering must be at least 1"),
-        ({"stop_clustering": "soon"}, "stop_clustering must be one of 'auto'"),
+        ({"stop_clustering": "soon"}, "stop_clustering must be a number or 'auto'"),
     ],
 )
 def test_mistakes_are_refused(options, message):

@@ -117,9 +117,9 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("epochs", "batch_size", "limit", "threads"):
             _at_least(name, getattr(self, name), 1)
-        if isinstance(self.stop_clustering, str):
-            _one_of("stop_clustering", self.stop_clustering, ("auto",))
-        else:
+        if self.stop_clustering != "auto":
+            if isinstance(self.stop_clustering, str):
+                raise ValueError(f"stop_clustering must be a number or 'auto', got {self.stop_clustering!r}")
             _at_least("stop_clustering", self.stop_clustering, 1)
         if self.clusterer != KMEANS:
             find_clusterer(self.clusterer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ from sklearn.metrics import normalized_mutual_info_score
 
 __all__ = ["cluster_sizes", "moved_points", "nmi", "settled"]
 
-# When clusterings have settled. k-means starts anew each time, so that NMI levels off below 1, with a scatter from
-# start to start: less of a rise than a hundredth, three times in a row, is taken for none. A clustering that hardly
-# moves a point (from a warm start) needs no such patience.
-_PATIENCE = 3
-_LEAST_RISE = 0.01
+# When clusterings have settled: means over three of them, since NMI scatters by a hundredth or two from one random
+# start of k-means to the next.
+_WINDOW = 3
+_LEVEL = 0.01
+_RISE = 0.03
 _LARGEST_MOVE = 0.01
 
 
@@ -78,17 +79,23 @@ def settled(clusterings: Sequence[Mapping[str, Any]], n_points: int) -> bool:
     Returns
     -------
     bool
-        True if the last clustering moved at most 1 % of the points, or if the NMI with the previous clustering has
-        levelled off: in none of the last three clusterings did it exceed by .01 the best of those before them, of
-        which there must be at least one.
+        True if each of the last three clusterings moved at most 1 % of the points; or if the NMI with the previous
+        clustering has levelled off: its mean over the last three lies .03 or more above the lowest value so far, and
+        less than .01 from the mean over the three before.
 
     Notes
     -----
-    A function of its arguments alone. Continuous clustering is not needed: it can be stopped early and training go on
-    with the last labels ("A Deep Dive into Deep Cluster", 2022); the rule is our own.
+    The NMI must have risen because it is level, too, before the features have learnt anything: near 1 from a warm
+    start, then it falls; at its lowest from random ones. A function of its arguments alone.
+
+    That clustering can stop early, and training go on with the last labels, is the finding of "A Deep Dive into Deep
+    Cluster" (2022); the rule is our own.
     """
-    if clusterings and clusterings[-1]["n_moved"] <= _LARGEST_MOVE * n_points:
+    recent = clusterings[-_WINDOW:]
+    if len(recent) == _WINDOW and all(one["n_moved"] <= _LARGEST_MOVE * n_points for one in recent):
         return True
     agreement = [one["nmi_previous"] for one in clusterings]
-    before, last = agreement[:-_PATIENCE], agreement[-_PATIENCE:]
-    return bool(before) and max(last) < max(before) + _LEAST_RISE
+    if len(agreement) < 2 * _WINDOW:
+        return False
+    before, last = fmean(agreement[-2 * _WINDOW : -_WINDOW]), fmean(agreement[-_WINDOW:])
+    return last >= min(agreement) + _RISE and abs(last - before) < _LEVEL
