@@ -26,7 +26,7 @@ class Silent(Display):
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
-    monkeypatch.setattr(report, "write_report", lambda path, dataset: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: None)
 
 
 def train(output, **changes):

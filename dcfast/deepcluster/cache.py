@@ -267,9 +267,8 @@ def write_cache(
         written = int(np.count_nonzero(records["start"])) + len(errors)
         needed = start * len(candidates) // max(1, written)
         raise OSError(
-            error.errno,
             f"no space left for --cache {path}: it needs about {needed:,} bytes and {_free(path):,} are free. Make "
-            "room, choose another disk, or lower --cache-side",
+            "room, choose another disk, or lower --cache-side"
         ) from None
     cache = _read(layout, source)
     assert cache is not None
