@@ -1,4 +1,4 @@
-"""The command line: ``dcfast train``, ``dcfast probe``, ``dcfast info``."""
+"""The command line: ``dcfast train``, ``dcfast probe``, ``dcfast export``, ``dcfast info``."""
 
 from __future__ import annotations
 
@@ -39,17 +39,36 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Run directory to make.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run directory to go on with.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
-    arch: Annotated[str | None, typer.Option(help="alexnet, vgg16 or small; by image size.")] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="alexnet, vgg16, small, micro, resnet18 or resnet50; by image size.")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Start from these weights: a run, an export, a published checkpoint.")
+    ] = None,
     sobel: Annotated[bool, typer.Option(help="Look at Sobel gradients, or at colours.")] = True,
     image_size: Annotated[
-        int | None, typer.Option(help="Side of the crops: 16 for digits, 32 for small, else 224.")
+        int | None, typer.Option(help="Side of the crops: 16 for digits, 32 for small and micro, else 224.")
     ] = None,
     n_clusters: Annotated[int | None, typer.Option(help="k; one cluster per 50 images.")] = None,
     pca: Annotated[int, typer.Option(help="Principal components that k-means sees.")] = 256,
     kmeans_iterations: Annotated[int, typer.Option(help="Lloyd iterations per clustering.")] = 20,
+    warm_start: Annotated[
+        bool, typer.Option("--warm-start/--no-warm-start", help="Start k-means from the last clusters.")
+    ] = False,
+    clusterer: Annotated[
+        str, typer.Option(help="kmeans, or a scikit-learn clusterer by plain or dotted name.")
+    ] = "kmeans",
     reassign: Annotated[int, typer.Option(help="Epochs from one clustering to the next.")] = 1,
+    stop_clustering: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            parser=lambda text: int(text) if text.isdecimal() else text,
+            help="Go on with the last labels after N clusterings, or when they have settled.",
+        ),
+    ] = None,
     balance: Annotated[str, typer.Option(help="sampler, loss or none: how large clusters are held back.")] = "sampler",
-    epochs: Annotated[int | None, typer.Option(help="20 for digits, 30 for small, else 500.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="20 for digits, 30 for small and micro, else 500.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step: 64 for digits, else 256.")] = None,
     lr: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.05,
     momentum: Annotated[float, typer.Option(help="Momentum of the network's SGD.")] = 0.9,
@@ -78,8 +97,12 @@ def train(
     assert where is not None  # one of the two is there, or the checks above have failed
 
     def interrupted() -> str:
-        begun = (where / "config.json").exists()
-        return f"interrupted; go on with: dcfast train --resume {where}" if begun else "interrupted before it began"
+        if not (where / "config.json").exists():
+            return "interrupted before it began"
+        metrics = where / "metrics.jsonl"
+        n_epochs = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        saved = f"epochs 1 to {n_epochs} are saved" if n_epochs else "no epoch had ended"
+        return f"interrupted; {saved}; go on with: dcfast train --resume {where}"
 
     with _clean_errors(interrupted):
         # Importing torch takes a second, which --help and mistakes should not have to wait for.
@@ -136,6 +159,20 @@ def probe(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    format: Annotated[str, typer.Option(help="state_dict, safetensors, or published (alexnet, vgg16).")] = "state_dict",
+    output: Annotated[Path | None, typer.Option(help="File to write; one in the run directory.")] = None,
+) -> None:
+    """Write a run's network to a file of its own."""
+    with _clean_errors(lambda: "interrupted; nothing was written"):
+        from dcfast.deepcluster import load_run, weights
+
+        written = weights.export(load_run(run), format, output)
+        Console().print(str(written), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def info() -> None:
     """Show the version, the native build, the machine, and which backend serves each op, and why not the others."""
     from dcfast.info import show
@@ -168,8 +205,17 @@ def _clean_errors(interrupted: Callable[[], str]) -> Iterator[None]:
         _fail(interrupted(), 130)
     except FloatingPointError as error:
         _fail(str(error), 1)
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        FileNotFoundError,
+        FileExistsError,
+        NotADirectoryError,
+        ModuleNotFoundError,
+    ) as error:
         _fail(str(error))
+    except (OSError, MemoryError) as error:
+        _fail(str(error) or "out of memory", 1)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ OPTIONS = ["--limit", "80", "--n-clusters", "6", "--batch-size", "16", "--pca", 
 @pytest.fixture
 def dcfast(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(report, "write_report", lambda path, dataset: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: None)
     runner = CliRunner()
     return lambda *words: runner.invoke(app, [str(word) for word in words])
 
@@ -44,6 +44,9 @@ def test_train_then_more(dcfast, tmp_path):
         (["train"], "give 'digits' or a folder of images, or --resume RUN"),
         (["train", "digits"], "give --output RUN"),
         (["train", "digits", "--output", "{}/run", "--arch", "resnet"], "arch must be one of 'alexnet'"),
+        (["train", "digits", "--output", "{}/run", "--arch", "custom"], "DeepCluster(backbone, feature_dim=...)"),
+        (["train", "digits", "--output", "{}/run", "--init", "{}/none.pt"], "no checkpoint"),
+        (["export", "{}/run"], "holds no run"),
         (["train", "digits", "--output", "{}/run", "--limit", "5"], "n_clusters=100 needs at least as many images"),
         (["train", "digits", "--output", "{}/run", "--image-size", "99", "--arch", "small"], "at most 64"),
         (["train", "{}/nowhere", "--output", "{}/run"], "no folder"),
@@ -59,6 +62,19 @@ def test_mistakes_are_told_in_one_line(dcfast, tmp_path, words, message):
     assert message in done.stderr
     assert "Traceback" not in done.output
     assert not (tmp_path / "run").exists()
+
+
+def test_export_and_start_from_it(dcfast, tmp_path):
+    run, weights = tmp_path / "run", tmp_path / "weights.safetensors"
+    assert dcfast("train", "digits", "--output", run, "--epochs", 1, *OPTIONS).exit_code == 0
+    done = dcfast("export", run, "--format", "safetensors", "--output", weights)
+    assert (done.exit_code, done.output.strip()) == (0, str(weights))
+    again = ("train", "digits", "--output", tmp_path / "next", "--init", weights, "--epochs", 1)
+    assert dcfast(*again, *OPTIONS).exit_code == 0
+    wrong = dcfast("train", "digits", "--output", tmp_path / "wrong", "--init", run, "--no-sobel", *OPTIONS)
+    assert wrong.exit_code == 2
+    assert "does not fit the network: features.0.weight is (32, 2, 3, 3) there" in wrong.stderr
+    assert dcfast("export", run, "--format", "published").exit_code == 2
 
 
 def test_a_run_is_kept_unless_told_otherwise(dcfast, tmp_path):
@@ -86,7 +102,7 @@ def test_interrupting_tells_how_to_go_on(dcfast, tmp_path, monkeypatch):
         patched.setattr(Display, "epoch", interrupt)
         done = dcfast("train", "digits", "--output", run, "--epochs", 2, *OPTIONS)
     assert done.exit_code == 130
-    assert f"go on with: dcfast train --resume {run}" in done.stderr
+    assert f"interrupted; epochs 1 to 1 are saved; go on with: dcfast train --resume {run}" in done.stderr
     with monkeypatch.context() as patched:
         patched.setattr(Display, "stage", interrupt)
         done = dcfast("train", "digits", "--output", tmp_path / "other", *OPTIONS)
@@ -94,6 +110,16 @@ def test_interrupting_tells_how_to_go_on(dcfast, tmp_path, monkeypatch):
     assert "interrupted before it began" in done.stderr
     assert dcfast("train", "--resume", run).exit_code == 0
     assert [record["epoch"] for record in load_run(run).metrics] == [1, 2]
+
+
+@pytest.mark.parametrize("error", [MemoryError("out of memory in training"), OSError("the disk is full")])
+def test_memory_and_disk_that_do_not_suffice_are_told_in_one_line(dcfast, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("dcfast.deepcluster.trainer.Trainer.fit", fail)
+    done = dcfast("train", "digits", "--output", tmp_path / "run", *OPTIONS)
+    assert (done.exit_code, done.stderr.strip()) == (1, f"error: {error}")
 
 
 def test_unreadable_images_are_named_on_one_line_each(dcfast, tmp_path):

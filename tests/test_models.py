@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from dcfast.deepcluster.models import VGG16, AlexNet, SmallConvNet, build_model, build_top_layer
+from dcfast.deepcluster.models import (
+    VGG16,
+    AlexNet,
+    CustomBackbone,
+    MicroAlexNet,
+    ResNet,
+    SmallConvNet,
+    build_model,
+    build_top_layer,
+)
 from dcfast.nn import SobelConv2d
 
 
@@ -47,6 +56,70 @@ def test_vgg16_is_the_published_one():
     assert [m.weight.shape for m in model.classifier if isinstance(m, nn.Linear)] == [(4096, 25088), (4096, 4096)]
 
 
+def test_the_micro_alexnet_is_the_published_one():
+    with torch.device("meta"):
+        model = MicroAlexNet()
+    assert [conv.weight.shape[0] for conv in _convolutions(model)] == [64, 192, 384, 256, 256]
+    assert all(conv.weight.shape[2:] == (3, 3) for conv in _convolutions(model))
+    assert [m.weight.shape for m in model.classifier if isinstance(m, nn.Linear)] == [(2048, 4096), (2048, 2048)]
+
+
+# torchvision's models without the 513,000 and 2,049,000 parameters of fc.
+@pytest.mark.parametrize(("depth", "parameters", "keys"), [(18, 11_176_512, 120), (50, 23_508_032, 318)])
+def test_resnets_have_torchvision_s_parameters(depth, parameters, keys):
+    with torch.device("meta"):
+        model = ResNet(depth, sobel=False)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    names = model.state_dict().keys()
+    assert len(names) == keys
+    last = "layer4.1.bn2" if depth == 18 else "layer4.2.bn3"
+    expected = {"conv1.weight", "bn1.running_mean", "layer2.0.downsample.0.weight", "layer2.0.downsample.1.bias"}
+    assert {*expected, f"{last}.num_batches_tracked"} < names
+    assert ("layer1.0.downsample.0.weight" in names) == (depth == 50)
+    assert model.get_submodule("layer3.0.conv2" if depth == 50 else "layer3.0.conv1").stride == (2, 2)
+
+
+@pytest.mark.parametrize(("depth", "blocks", "width"), [(18, 9, 512), (50, 17, 2048)])
+@pytest.mark.parametrize("sobel", [True, False])
+def test_resnet_shapes(depth, blocks, width, sobel):
+    torch.manual_seed(0)
+    model = ResNet(depth, sobel=sobel).eval()
+    with torch.inference_mode():
+        outputs = model.conv_outputs(_images(2, 64))
+        features = model.forward_features(_images(2, 64))
+        assert torch.equal(model(_images(2, 64)), features)  # not negative already
+    assert features.shape == (2, width)
+    assert len(outputs) == blocks
+    assert [outputs[place].shape[2] for place in (0, 1, -1)] == [32, 16, 2]
+    torch.testing.assert_close(features, outputs[-1].mean((2, 3)))
+    with torch.enable_grad():  # without the fused first layer
+        torch.testing.assert_close(model.forward_features(_images(2, 64)).detach(), features, rtol=1e-3, atol=1e-4)
+
+
+def test_a_residual_block_adds_its_input():
+    block = ResNet(18).layer1[0].eval()
+    x = torch.randn(1, 64, 4, 4)
+    with torch.no_grad():
+        block.bn2.weight.zero_()
+        assert torch.equal(block(x), x.relu())
+
+
+def test_any_network_sees_normalised_colours():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 2), nn.Flatten())
+    model = CustomBackbone(network, 2 * 7 * 7)
+    images = _images(3, 8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = network((images / 255 - mean[:, None, None]) / std[:, None, None])
+    torch.testing.assert_close(model(images), expected)
+    torch.testing.assert_close(model.forward_features(images / 255), expected)
+    assert [tuple(out.shape) for out in model.conv_outputs(images)] == [(3, 4, 8, 8), (3, 2, 7, 7)]
+    with torch.no_grad():
+        model.network[0].weight.zero_()
+    assert network[0].weight.abs().sum() > 0  # a copy
+    with pytest.raises(ValueError, match=r"returns 98 features per image of 8 pixels, got feature_dim=5"):
+        CustomBackbone(network, 5)(images)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_inference_fuses_normalisation_and_relu_into_the_first_layer(monkeypatch, dtype):
     model = SmallConvNet(16, width=32).to(dtype)
@@ -69,7 +142,8 @@ def test_inference_fuses_normalisation_and_relu_into_the_first_layer(monkeypatch
 
 @pytest.mark.parametrize("sobel", [True, False])
 @pytest.mark.parametrize(
-    ("network", "size", "blocks"), [(AlexNet, 63, 5), (VGG16, 32, 13), (SmallConvNet, 32, 5), (SmallConvNet, 16, 5)]
+    ("network", "size", "blocks"),
+    [(AlexNet, 63, 5), (VGG16, 32, 13), (SmallConvNet, 32, 5), (SmallConvNet, 16, 5), (MicroAlexNet, 16, 5)],
 )
 def test_shapes(network, size, blocks, sobel):
     model = network(image_size=size, sobel=sobel, width=64).eval()
@@ -121,3 +195,5 @@ def test_sizes_that_do_not_fit_are_refused():
         AlexNet(32)
     with pytest.raises(ValueError, match="arch must be one of 'alexnet'"):
         build_model("resnet", 32)
+    with pytest.raises(ValueError, match="at most 64 for 'micro'"):
+        MicroAlexNet(65)

@@ -267,7 +267,14 @@ def test_the_page_is_a_function_of_the_run(make_run):
     assert write_report(path).read_bytes() == write_report(path).read_bytes()
 
 
-@pytest.mark.parametrize("changes", [{}, {"sobel": False, "flip": False, "limit": 20, "min_crop": 0.25, "lr": 3e-5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sobel": False, "flip": False, "limit": 20, "min_crop": 0.25, "lr": 3e-5, "stop_clustering": 3},
+        {"stop_clustering": "auto", "clusterer": "sklearn.cluster.Birch"},
+    ],
+)
 def test_the_command_repeats_the_run(make_run, changes):
     run = load_run(make_run(**changes))
     words = train_command(run, "again")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dcfast
-from dcfast.deepcluster import TrainConfig, load_run, resume, start
+from dcfast.deepcluster import TrainConfig, load_run, resume, rundir, start
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.rundir import RunDir
 
@@ -29,7 +29,7 @@ def no_report(monkeypatch):
     """The report has tests of its own; leave it out of the times of these."""
     from dcfast.deepcluster import report
 
-    monkeypatch.setattr(report, "write_report", lambda path, dataset: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: None)
 
 
 def train(output, data="digits", **changes):
@@ -65,7 +65,7 @@ def run_in_processes(jobs):
         """
         import json, os, signal, sys, textwrap
         from dcfast.deepcluster import TrainConfig, report, resume, start, trainer, stages, rundir
-        report.write_report = lambda path, dataset: None
+        report.write_report = lambda *_: None
 
         def die():
             os.kill(os.getpid(), signal.SIGKILL)
@@ -244,7 +244,16 @@ def test_what_a_run_leaves(reference):
     assert run.config["versions"]["torch"] == torch.__version__
     expected = {
         *("epoch", "loss", "objective", "kmeans_iterations", "nmi_previous", "nmi_labels", "n_empty"),
-        *("largest_cluster", "n_moved", "images_per_second", "n_corrupt", "lr", "seconds"),
+        *(
+            "largest_cluster",
+            "n_moved",
+            "n_noise",
+            "stopped_clustering",
+            "images_per_second",
+            "n_corrupt",
+            "lr",
+            "seconds",
+        ),
     }
     assert all(set(record) == expected for record in run.metrics)
     assert all(set(record["seconds"]) == {"features", "pca", "kmeans", "training"} for record in run.metrics)
@@ -344,6 +353,68 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     _assert_equal(good, directory.read_checkpoint())
 
 
+class Full:
+    """A file on a disk that is full."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __getattr__(self, name):
+        return getattr(self.path, name)
+
+    def open(self, mode):
+        self.path.write_bytes(b"half")
+        return open("/dev/full", mode)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    train(tmp_path / "run", epochs=1)
+    directory = RunDir(tmp_path / "run")
+    good = directory.read_checkpoint()
+    trainer = resume(tmp_path / "run", epochs=2, display=Silent())
+    with monkeypatch.context() as patched:
+        partial = rundir._partial
+        patched.setattr(rundir, "_partial", lambda path: Full(partial(path)))
+        message = r"epoch 2: the disk is full; .*checkpoint\.pt holds the last good state, after epoch 1\. Free some"
+        with pytest.raises(OSError, match=message):
+            trainer.fit()
+    _assert_equal(good, directory.read_checkpoint())
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def _no_cpu_memory(*_):
+    torch.empty(2**55)
+
+
+def _no_gpu_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("stage", "fails", "options"),
+    [
+        ("extract_features", _no_cpu_memory, "features; .* lower --batch-size, --image-size or --limit"),
+        ("cluster_features", _no_gpu_memory, "clustering; .* lower --limit, --pca or --n-clusters"),
+        ("train_epoch", _no_cpu_memory, "training; .* lower --batch-size, --image-size or --n-clusters"),
+    ],
+)
+def test_too_little_memory_names_the_options(tmp_path, monkeypatch, stage, fails, options):
+    monkeypatch.setattr(f"dcfast.deepcluster.trainer.{stage}", fails)
+    with pytest.raises(MemoryError, match=f"epoch 1: out of memory in {options}"):
+        train(tmp_path / "run")
+
+
+def test_other_errors_stay_what_they_are(tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("dcfast.deepcluster.trainer.extract_features", fail)
+    for error in (RuntimeError("a bug"), PermissionError(13, "not yours")):
+        with pytest.raises(type(error)) as caught:
+            train(tmp_path / type(error).__name__)
+        assert caught.value is error
+
+
 def test_a_run_is_not_overwritten_by_accident(tmp_path):
     train(tmp_path / "run", epochs=1)
     with pytest.raises(FileExistsError, match="already holds a run"):
@@ -393,7 +464,7 @@ def test_defaults_follow_the_images():
 def test_the_estimator(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
     data = [(image, index % 3) for index, image in enumerate(pixels)]
-    estimator = dcfast.DeepCluster(tmp_path / "run", n_clusters=4, epochs=2, workers=0, threads=1)
+    estimator = dcfast.DeepCluster(output=tmp_path / "run", n_clusters=4, epochs=2, workers=0, threads=1)
     labels = estimator.fit_predict(data)
     assert labels.shape == (30,)
     assert labels.max() < 4
@@ -407,5 +478,38 @@ def test_the_estimator(tmp_path):
         resume(tmp_path / "run")
     resume(tmp_path / "run", data, epochs=3, display=Silent()).fit()
     assert len(RunDir(tmp_path / "run").read_metrics()) == 3
+    with pytest.raises(ValueError, match=r"backbone must be a network or one of 'alexnet', .*, got 'runs/mine'"):
+        dcfast.DeepCluster("runs/mine")
+    with pytest.raises(ValueError, match="feature_dim is of a network of your own"):
+        dcfast.DeepCluster("small", feature_dim=3)
     with pytest.raises(TypeError, match="speed"):
-        dcfast.DeepCluster(tmp_path / "other", speed=1)
+        dcfast.DeepCluster(output=tmp_path / "other", speed=1)
+
+
+def test_the_estimator_trains_any_network(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 5, stride=3), torch.nn.Flatten(), torch.nn.Linear(96, 8))
+    before = [parameter.clone() for parameter in network.parameters()]
+    options = {"n_clusters": 4, "epochs": 2, "image_size": 16, "workers": 0, "threads": 1, "batch_size": 8}
+    estimator = dcfast.DeepCluster(network, feature_dim=8, output=tmp_path / "run", **options).fit(list(pixels))
+    assert type(estimator.model_) is torch.nn.Sequential
+    assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+    assert not torch.equal(estimator.model_[0].weight, network[0].weight)
+    unsaved = dcfast.DeepCluster(network, feature_dim=8, **options).fit(list(pixels))  # no output
+    assert torch.equal(unsaved.model_[0].weight, estimator.model_[0].weight)
+    np.testing.assert_array_equal(unsaved.labels_, estimator.labels_)
+
+    with torch.no_grad():
+        network[0].weight.zero_()  # the run remembers what it started from
+    resume(tmp_path / "run", list(pixels), epochs=3, display=Silent(), backbone=network).fit()
+    run = load_run(tmp_path / "run", list(pixels), network)
+    assert torch.equal(run.untrained_model().network[0].weight, before[0])
+    with pytest.raises(ValueError, match="pass it as backbone="):
+        load_run(tmp_path / "run", list(pixels)).model  # noqa: B018 - reading it is the point
+    other = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 5, stride=3), torch.nn.Flatten())
+    with pytest.raises(ValueError, match=r"it has network\.2\.weight, network\.2\.bias"):
+        resume(tmp_path / "run", list(pixels), backbone=other, display=Silent())
+    with pytest.raises(ValueError, match="returns 96 features per image of 16 pixels, got feature_dim=8"):
+        dcfast.DeepCluster(other, feature_dim=8, output=tmp_path / "other", **options).fit(list(pixels))
+    assert not (tmp_path / "other").exists()

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from dcfast.deepcluster.clusterers import KMEANS, find_clusterer
 from dcfast.deepcluster.keyed import MAX_SEED
 
-__all__ = ["ARCHITECTURES", "BALANCES", "TrainConfig"]
+__all__ = ["ARCHITECTURES", "BALANCES", "CUSTOM", "TrainConfig"]
 
-ARCHITECTURES = ("alexnet", "vgg16", "small")
+ARCHITECTURES = ("alexnet", "vgg16", "small", "micro", "resnet18", "resnet50")
+CUSTOM = "custom"  # the architecture of a run on a network of the user's own
 BALANCES = ("sampler", "loss", "none")
 
 _SMALL_IMAGES = 64  # up to this many pixels a side the small network and its gentler crops are the default
@@ -28,20 +30,32 @@ class TrainConfig:
 
     Attributes
     ----------
-    arch : {'alexnet', 'vgg16', 'small'} or None
-        The network. By default the small one up to 64 pixels a side, AlexNet above.
+    arch : {'alexnet', 'vgg16', 'small', 'micro', 'resnet18', 'resnet50', 'custom'} or None
+        The network. By default the small one up to 64 pixels a side, AlexNet above. 'custom' is what
+        `dcfast.DeepCluster` sets for a network of the user's own.
+    feature_dim : int or None
+        Width of that network's features; None for the others.
+    init : str or None
+        Weights to start from: a file that `dcfast.deepcluster.weights.load_weights` reads, or a run directory.
     sobel : bool
         Feed the network Sobel gradients, as published, instead of colours.
     image_size : int or None
-        Side of the square crops in pixels: 16 for digits, else 32 for the small network and 224 for the others.
+        Side of the square crops in pixels: 16 for digits, else 32 for small and micro, and 224 for the others.
     n_clusters : int or None
         k. By default one cluster per 50 images, at least 10 and at most the published 10,000.
     pca : int
         Principal components kept for k-means; clipped to what the data can give.
     kmeans_iterations : int
         Lloyd iterations per clustering.
+    warm_start : bool
+        Start k-means from the means of the last clusters in the new features, not from random images (published).
+    clusterer : str
+        'kmeans', or a scikit-learn clusterer in its place; see `dcfast.deepcluster.clusterers.find_clusterer`.
     reassign : int
         Epochs from one clustering to the next.
+    stop_clustering : int, 'auto' or None
+        Clusterings after which training goes on with the last labels and the last top layer: so many, or as soon as
+        they have settled by `dcfast.deepcluster.metrics.settled`. None: never, as published.
     balance : {'sampler', 'loss', 'none'}
         Draw uniformly over clusters, weigh the loss by the inverse cluster size, or neither.
     epochs, batch_size : int
@@ -67,12 +81,17 @@ class TrainConfig:
     """
 
     arch: str | None = None
+    feature_dim: int | None = None
+    init: str | None = None
     sobel: bool = True
     image_size: int | None = None
     n_clusters: int | None = None
     pca: int = 256
     kmeans_iterations: int = 20
+    warm_start: bool = False
+    clusterer: str = KMEANS
     reassign: int = 1
+    stop_clustering: int | str | None = None
     balance: str = "sampler"
     epochs: int | None = None
     batch_size: int | None = None
@@ -89,12 +108,23 @@ class TrainConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        _one_of("arch", self.arch, (None, *ARCHITECTURES))
+        if self.arch == CUSTOM:
+            self._check_custom()
+        else:
+            _one_of("arch", self.arch, (None, *ARCHITECTURES))
         _one_of("balance", self.balance, BALANCES)
         for name in ("pca", "kmeans_iterations", "reassign"):
             _at_least(name, getattr(self, name), 1)
         for name in ("epochs", "batch_size", "limit", "threads"):
             _at_least(name, getattr(self, name), 1)
+        if self.stop_clustering != "auto":
+            if isinstance(self.stop_clustering, str):
+                raise ValueError(f"stop_clustering must be a number or 'auto', got {self.stop_clustering!r}")
+            _at_least("stop_clustering", self.stop_clustering, 1)
+        if self.clusterer != KMEANS:
+            find_clusterer(self.clusterer)
+            if self.warm_start:
+                raise ValueError(f"warm_start is of k-means, got clusterer={self.clusterer!r}: leave one of them out")
         _at_least("n_clusters", self.n_clusters, 2)
         _at_least("workers", self.workers, 0)
         for name in ("lr", "momentum", "weight_decay"):
@@ -107,6 +137,15 @@ class TrainConfig:
             raise ValueError(f"min_crop must be above 0 and at most 1, got {self.min_crop}")
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed must be between 0 and {MAX_SEED}, got {self.seed}")
+
+    def _check_custom(self) -> None:
+        if self.feature_dim is None:
+            raise ValueError("arch='custom' needs a network: DeepCluster(backbone, feature_dim=...) in Python")
+        _at_least("feature_dim", self.feature_dim, 1)
+        if self.sobel:
+            raise ValueError("sobel must be False for a network of your own: it sees colours")
+        if self.init is not None:
+            raise ValueError(f"init={self.init!r} is for dcfast's networks: load it into your own before you pass it")
 
     def resolve(self, n_images: int, image_side: int, kind: str) -> TrainConfig:
         """Fill in every option left open.
@@ -123,7 +162,7 @@ class TrainConfig:
         Returns
         -------
         TrainConfig
-            With no ``None`` but in ``limit``.
+            With no ``None`` but where it means "none".
 
         Raises
         ------
@@ -133,7 +172,7 @@ class TrainConfig:
         digits = kind == "digits"
         size = self.image_size
         arch = self.arch or ("small" if (size or image_side) <= _SMALL_IMAGES else "alexnet")
-        small = arch == "small"
+        small = arch in ("small", "micro") or (arch == CUSTOM and (size or image_side) <= _SMALL_IMAGES)
         default_size = 224 if not small else 16 if digits else 32
         n_clusters = self.n_clusters or (100 if digits else max(10, min(10_000, n_images // 50)))
         if n_images < n_clusters:

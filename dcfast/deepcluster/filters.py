@@ -7,17 +7,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dcfast.deepcluster.models import ConvNet
+from dcfast.deepcluster.models import Backbone
+from dcfast.nn import SobelConv2d
 
-__all__ = ["first_filters", "gradient_tiles", "image_filters", "mosaic"]
+__all__ = ["SOBEL", "first_filters", "gradient_tiles", "image_filters", "mosaic"]
 
 # What dcfast.nn.SobelConv2d convolves with before its weights: the x and the y gradient of the grey image.
-_SOBEL = torch.tensor([[[1, 0, -1], [2, 0, -2], [1, 0, -1]], [[1, 2, 1], [0, 0, 0], [-1, -2, -1]]])
+SOBEL = torch.tensor([[[1, 0, -1], [2, 0, -2], [1, 0, -1]], [[1, 2, 1], [0, 0, 0], [-1, -2, -1]]])
 
 
-def first_filters(model: ConvNet) -> Tensor:
-    """Return the weights of the first convolution, (O, 2, kh, kw) behind Sobel or (O, 3, kh, kw) on colours."""
-    return model.features.get_parameter("0.weight").detach()
+def first_filters(model: Backbone) -> Tensor | None:
+    """Return the weights of the first convolution, (O, 2, kh, kw) behind Sobel or (O, 3, kh, kw) on colours.
+
+    None for a network of the user's own without a convolution on colours.
+    """
+    for module in model.modules():
+        if isinstance(module, SobelConv2d) or (isinstance(module, torch.nn.Conv2d) and module.in_channels == 3):
+            return module.weight.detach()
+    return None
 
 
 def image_filters(weight: Tensor) -> Tensor:
@@ -39,7 +46,7 @@ def image_filters(weight: Tensor) -> Tensor:
         return weight
     # Two cross-correlations in sequence are one with the full convolution of their kernels, which is what the
     # transposed convolution computes.
-    return torch.nn.functional.conv_transpose2d(weight, _SOBEL[:, None].to(weight))
+    return torch.nn.functional.conv_transpose2d(weight, SOBEL[:, None].to(weight))
 
 
 def gradient_tiles(weight: Tensor) -> Tensor:

@@ -1,19 +1,36 @@
-"""The networks: AlexNet and VGG-16 with batch normalisation as published, and a small one for small images."""
+"""The networks: AlexNet and VGG-16 with batch normalisation as published, ResNets, small ones, and any."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dcfast.nn import SobelConv2d
 
-__all__ = ["VGG16", "AlexNet", "ConvNet", "NormalizedConv2d", "SmallConvNet", "build_model", "build_top_layer"]
+__all__ = [
+    "VGG16",
+    "AlexNet",
+    "Backbone",
+    "ConvNet",
+    "CustomBackbone",
+    "MicroAlexNet",
+    "NormalizedConv2d",
+    "ResNet",
+    "SmallConvNet",
+    "build_model",
+    "build_top_layer",
+    "load_state",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_NAMED = 3  # keys that an error names
 
 
 class NormalizedConv2d(nn.Conv2d):
@@ -26,20 +43,50 @@ class NormalizedConv2d(nn.Conv2d):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
-        super().__init__(3, out_channels, kernel_size, stride=stride, padding=padding)
+    def __init__(
+        self, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, bias: bool = True
+    ) -> None:
+        super().__init__(3, out_channels, kernel_size, stride=stride, padding=padding, bias=bias)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve the normalised images: (N, 3, H, W) -> (N, out_channels, H', W')."""
-        pixels = input.to(self.weight.dtype)
-        if input.dtype == torch.uint8:
-            pixels = pixels / 255
-        return super().forward((pixels - self.mean) / self.std)
+        return super().forward(_normalised(input, self.mean, self.std))
 
 
-class ConvNet(nn.Module):
+def _normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    pixels = images.to(mean.dtype)
+    if images.dtype == torch.uint8:
+        pixels = pixels / 255
+    return (pixels - mean) / std
+
+
+class Backbone(nn.Module):
+    """What a run trains under its top layer.
+
+    Attributes
+    ----------
+    feature_dim : int
+        Width of the features.
+    """
+
+    feature_dim: int
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return what is clustered: (N, 3, H, W) images, uint8 or floats in 0..1 -> (N, feature_dim)."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the top layer takes: `forward_features` after a ReLU."""
+        return torch.relu(self.forward_features(images))
+
+    def conv_outputs(self, images: Tensor) -> list[Tensor]:
+        """Return the output of every convolution block, first block first: what the probe looks at."""
+        raise NotImplementedError
+
+
+class ConvNet(Backbone):
     """A sequence of convolution blocks and a fully connected head; the parts that the networks here share.
 
     Attributes
@@ -51,8 +98,6 @@ class ConvNet(nn.Module):
     feature_dim : int
         Width of that layer.
     """
-
-    feature_dim: int
 
     def __init__(self, features: nn.Sequential, classifier: nn.Sequential, feature_dim: int) -> None:
         super().__init__()
@@ -66,21 +111,9 @@ class ConvNet(nn.Module):
         return self.classifier(self._convolve(images).flatten(1))
 
     def _convolve(self, images: Tensor) -> Tensor:
-        """Return what `features` does; for inference its first three layers are one op."""
-        conv, norm, relu, *_ = self.features
-        if self.training or torch.is_grad_enabled() or not isinstance(conv, SobelConv2d):
-            return self.features(images)
+        conv, norm, *_ = self.features
         assert isinstance(norm, nn.BatchNorm2d)
-        assert isinstance(relu, nn.ReLU)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        shift = norm.bias - norm.running_mean * scale
-        return self.features[3:](conv(images, scale, shift, relu=True))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return what the top layer takes: `forward_features` after its ReLU."""
-        return torch.relu(self.forward_features(images))
+        return self.features[3:](_first_block(conv, norm, images))
 
     def conv_outputs(self, images: Tensor) -> list[Tensor]:
         """Return the output of every convolution block after its ReLU and before any pooling, first block first."""
@@ -91,6 +124,17 @@ class ConvNet(nn.Module):
             if isinstance(module, nn.ReLU):
                 outputs.append(x)
         return outputs
+
+
+def _first_block(conv: nn.Module, norm: nn.BatchNorm2d, images: Tensor) -> Tensor:
+    """Return convolution, normalisation and ReLU; one op for inference behind Sobel."""
+    if norm.training or torch.is_grad_enabled() or not isinstance(conv, SobelConv2d):
+        return torch.relu(norm(conv(images)))
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    return conv(images, scale, shift, relu=True)
 
 
 class AlexNet(ConvNet):
@@ -120,14 +164,7 @@ class AlexNet(ConvNet):
             _Pool(3, 2),
         ]
         features, flat = _stack("alexnet", plan, image_size, sobel)
-        classifier = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(flat, width),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, width),
-        )
-        super().__init__(features, classifier, width)
+        super().__init__(features, _alexnet_head(flat, width, dropout), width)
 
 
 class VGG16(ConvNet):
@@ -150,37 +187,199 @@ class SmallConvNet(ConvNet):
     """
 
     def __init__(self, image_size: int = 32, sobel: bool = True, dropout: float = 0.5, width: int = 512) -> None:
-        plan: list[_Conv | _Pool] = [
-            _Conv(32, 3, 1, 1),
-            _Pool(2, 2),
-            _Conv(96, 3, 1, 1),
-            _Pool(2, 2),
-            _Conv(192, 3, 1, 1),
-            _Conv(128, 3, 1, 1),
-            _Conv(128, 3, 1, 1),
-            _Pool(2, 2),
-        ]
-        if image_size > 64:
-            raise ValueError(f"image_size must be at most 64 for 'small', got {image_size}: use --arch alexnet")
-        features, flat = _stack("small", plan, image_size, sobel)
+        features, flat = _small_stack("small", (32, 96, 192, 128, 128), image_size, sobel)
         classifier = nn.Sequential(nn.Linear(flat, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width))
         super().__init__(features, classifier, width)
-        # N(0, 0.01) suits the published width of 4,096; in narrower layers it shrinks the signal to nothing.
-        for layer in self.classifier:
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, 0.0, math.sqrt(2.0 / layer.in_features))
+        _keep_scale(self.classifier)
 
 
-def build_model(arch: str, image_size: int, sobel: bool = True, dropout: float = 0.5) -> ConvNet:
-    """Return the freshly initialised network of that name, 'alexnet', 'vgg16' or 'small'."""
-    networks: dict[str, type[AlexNet] | type[VGG16] | type[SmallConvNet]] = {
+class MicroAlexNet(ConvNet):
+    """The micro AlexNet of "A Deep Dive into Deep Cluster" (2022) for images of 8 to 64 pixels.
+
+    Five 3x3 convolutions of 64, 192, 384, 256 and 256 filters with batch normalisation, pooling after the first, second
+    and fifth, and two fully connected layers of 2,048 units. Parameters as for `AlexNet`.
+    """
+
+    def __init__(self, image_size: int = 32, sobel: bool = True, dropout: float = 0.5, width: int = 2048) -> None:
+        features, flat = _small_stack("micro", (64, 192, 384, 256, 256), image_size, sobel)
+        super().__init__(features, _alexnet_head(flat, width, dropout), width)
+        _keep_scale(self.classifier)
+
+
+class ResNet(Backbone):
+    """ResNet-18 and ResNet-50 (He et al. 2016), their features being the mean over the last maps.
+
+    Its state_dict has torchvision's names without ``fc``; the 3x3 convolution of a bottleneck has the stride, as there.
+
+    Parameters
+    ----------
+    depth : {18, 50}
+    sobel : bool
+        Look at Sobel gradients (fused with the first convolution) rather than colours.
+    """
+
+    def __init__(self, depth: int, sobel: bool = True) -> None:
+        super().__init__()
+        repeats, expansion = {18: ((2, 2, 2, 2), 1), 50: ((3, 4, 6, 3), 4)}[depth]
+        self.conv1 = (SobelConv2d if sobel else NormalizedConv2d)(64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        channels = 64
+        self.stages: list[str] = []
+        for number, blocks in enumerate(repeats):
+            width = 64 * 2**number
+            layers = []
+            for block in range(blocks):
+                layers.append(_Residual(channels, width, 2 if number and not block else 1, expansion))
+                channels = width * expansion
+            self.stages.append(f"layer{number + 1}")
+            self.add_module(self.stages[-1], nn.Sequential(*layers))
+        self.feature_dim = channels
+        self.apply(_initialise)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return the mean over the last maps: (N, 3, H, W) images -> (N, feature_dim), not negative."""
+        return self.conv_outputs(images)[-1].mean((2, 3))
+
+    def conv_outputs(self, images: Tensor) -> list[Tensor]:
+        """Return the output of the first convolution and of every residual block, after their ReLUs."""
+        outputs = [_first_block(self.conv1, self.bn1, images)]
+        x = nn.functional.max_pool2d(outputs[0], 3, 2, 1)
+        for stage in self.stages:
+            for block in self.get_submodule(stage).children():
+                x = block(x)
+                outputs.append(x)
+        return outputs
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions, or a bottleneck of three, around which the input goes."""
+
+    def __init__(self, channels: int, width: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        out = width * expansion
+        if expansion == 1:
+            shapes = [(channels, width, 3, stride), (width, width, 3, 1)]
+        else:
+            shapes = [(channels, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1)]
+        self.depth = len(shapes)
+        for number, (inner, outer, kernel, step) in enumerate(shapes, 1):
+            conv = nn.Conv2d(inner, outer, kernel, step, kernel // 2, bias=False)
+            self.add_module(f"conv{number}", conv)
+            self.add_module(f"bn{number}", nn.BatchNorm2d(outer))
+        self.downsample: nn.Sequential | None = None
+        if stride > 1 or channels != out:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for number in range(1, self.depth + 1):
+            y = self.get_submodule(f"bn{number}")(self.get_submodule(f"conv{number}")(y))
+            if number < self.depth:
+                y = torch.relu(y)
+        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class CustomBackbone(Backbone):
+    """A copy of any network, which gets (N, 3, H, W) images normalised with the ImageNet mean and standard deviation.
+
+    Its output is clustered, and goes to the top layer, as it is; the probe looks at the outputs of its `nn.Conv2d`.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Takes float images, returns (N, feature_dim) or what flattens to it.
+    feature_dim : int
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, feature_dim: int) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network)
+        self.feature_dim = feature_dim
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return the network's output: (N, 3, H, W) images -> (N, feature_dim); ValueError if it has another width."""
+        features = self.network(_normalised(images, self.mean, self.std)).flatten(1)
+        if features.shape[1] != self.feature_dim:
+            raise ValueError(
+                f"the backbone returns {features.shape[1]} features per image of {images.shape[-1]} pixels, got "
+                f"feature_dim={self.feature_dim}"
+            )
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the top layer takes: `forward_features`."""
+        return self.forward_features(images)
+
+    def conv_outputs(self, images: Tensor) -> list[Tensor]:
+        """Return the output of every `nn.Conv2d`, in the order in which they run."""
+        outputs: list[Tensor] = []
+        hooks = [
+            module.register_forward_hook(lambda _, __, output: outputs.append(output))
+            for module in self.network.modules()
+            if isinstance(module, nn.Conv2d)
+        ]
+        try:
+            self.forward_features(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return outputs
+
+
+def build_model(arch: str, image_size: int, sobel: bool = True, dropout: float = 0.5) -> Backbone:
+    """Return the freshly initialised network of that name, one of `dcfast.deepcluster.config.ARCHITECTURES`."""
+    networks: dict[str, type[AlexNet] | type[VGG16] | type[SmallConvNet] | type[MicroAlexNet]] = {
         "alexnet": AlexNet,
         "vgg16": VGG16,
         "small": SmallConvNet,
+        "micro": MicroAlexNet,
     }
+    depths = {"resnet18": 18, "resnet50": 50}
+    if arch in depths:
+        return ResNet(depths[arch], sobel)
     if arch not in networks:
-        raise ValueError(f"arch must be one of {', '.join(map(repr, networks))}, got {arch!r}")
+        raise ValueError(f"arch must be one of {', '.join(map(repr, (*networks, *depths)))}, got {arch!r}")
     return networks[arch](image_size=image_size, sobel=sobel, dropout=dropout)
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str], remedy: str) -> None:
+    """Load a state_dict, or say in one line why it does not fit.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left as it was if the state does not fit.
+    state : mapping of str to Tensor
+        All values of the model; ``num_batches_tracked``, which older checkpoints lack, may be missing.
+    path, remedy : str
+        What the error names.
+
+    Raises
+    ------
+    ValueError
+        Naming up to three keys that are missing, unexpected, or of another shape.
+    """
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    strange = [name for name in state if name not in expected]
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} there and {tuple(value.shape)} here"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    found = [
+        f"{what}{', '.join(names[:_NAMED])}{f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''}"
+        for what, names in (("it lacks ", missing), ("it has ", strange), ("", shapes))
+        if names
+    ]
+    if found:
+        raise ValueError(f"{path} does not fit the network: {'; '.join(found)}. {remedy[0].upper()}{remedy[1:]}")
+    model.load_state_dict(state, strict=False)
 
 
 def build_top_layer(feature_dim: int, n_clusters: int) -> nn.Linear:
@@ -224,6 +423,33 @@ def _stack(arch: str, plan: Sequence[_Conv | _Pool], image_size: int, sobel: boo
         layers += [conv, nn.BatchNorm2d(step.channels), nn.ReLU()]
         channels = step.channels
     return nn.Sequential(*layers), channels * size * size
+
+
+def _small_stack(arch: str, channels: Sequence[int], image_size: int, sobel: bool) -> tuple[nn.Sequential, int]:
+    """Build five 3x3 convolution blocks for small images, pooled where AlexNet is."""
+    if image_size > 64:
+        raise ValueError(f"image_size must be at most 64 for {arch!r}, got {image_size}: use --arch alexnet")
+    plan: list[_Conv | _Pool] = []
+    for number, filters in enumerate(channels):
+        plan += [_Conv(filters, 3, 1, 1), *([_Pool(2, 2)] if number in (0, 1, 4) else [])]
+    return _stack(arch, plan, image_size, sobel)
+
+
+def _alexnet_head(flat: int, width: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Dropout(dropout),
+        nn.Linear(flat, width),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(width, width),
+    )
+
+
+def _keep_scale(classifier: nn.Sequential) -> None:
+    # N(0, 0.01) suits the published width of 4,096; in narrower layers it shrinks the signal to nothing.
+    for layer in classifier:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, math.sqrt(2.0 / layer.in_features))
 
 
 def _initialise(module: nn.Module) -> None:

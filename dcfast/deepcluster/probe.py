@@ -28,7 +28,7 @@ from dcfast.deepcluster.crops import CentreCrops, batches
 from dcfast.deepcluster.data import FolderSource, ImageData, check_images
 from dcfast.deepcluster.keyed import Stream, generator
 from dcfast.deepcluster.linear import MOMENTUM, accuracy, fit_linear
-from dcfast.deepcluster.models import ConvNet
+from dcfast.deepcluster.models import Backbone
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.report import write_report
 from dcfast.deepcluster.run import Run, load_run
@@ -131,6 +131,7 @@ def probe(
     layers: Sequence[int] | None = None,
     test: str | os.PathLike[str] | None = None,
     dataset: torch.utils.data.Dataset[Any] | None = None,
+    backbone: nn.Module | None = None,
     device: str = "auto",
     max_memory: int = 2**31,
     display: Display | None = None,
@@ -150,6 +151,8 @@ def probe(
         each class of the run's own images is kept for testing, chosen with the run's seed.
     dataset : torch Dataset, optional
         The images, for a run that was trained on a Dataset object.
+    backbone : nn.Module, optional
+        The network, for a run on one of the user's own.
     device : str
         'auto' (a GPU where there is one), 'cpu' or 'cuda'.
     max_memory : int
@@ -178,7 +181,7 @@ def probe(
     """
     _check_options(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, max_memory=max_memory)
     display = display or Display()
-    run = load_run(run_dir, dataset)
+    run = load_run(run_dir, dataset, backbone)
     place = _device(device)
     train, held_out, where = _split_images(run, test, display)
     options: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "weight_decay": weight_decay}
@@ -216,7 +219,7 @@ def probe(
         options={**options, "momentum": MOMENTUM, "seed": run.options.seed},
     )
     run.dir.write_probe(result.to_dict())
-    write_report(run_dir, dataset)
+    write_report(run_dir, dataset, backbone)
     return result
 
 
@@ -293,7 +296,7 @@ class _Features:
 
 
 def _describe_blocks(
-    model: ConvNet, data: ImageData, layers: Sequence[int] | None, device: torch.device
+    model: Backbone, data: ImageData, layers: Sequence[int] | None, device: torch.device
 ) -> list[_Block]:
     with torch.inference_mode():
         outputs = model.conv_outputs(data.eval_image(0)[None].to(device))
@@ -310,7 +313,7 @@ def _describe_blocks(
 
 
 def _extract(
-    model: ConvNet,
+    model: Backbone,
     blocks: list[_Block],
     parts: tuple[ImageData, ImageData],
     run: Run,
@@ -344,7 +347,7 @@ def _groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def _pooled(
-    model: ConvNet,
+    model: Backbone,
     blocks: list[_Block],
     data: ImageData,
     options: TrainConfig,

@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 from dcfast.deepcluster.charts import bar_chart, line_chart, size_chart, stacked_chart
+from dcfast.deepcluster.config import CUSTOM
 from dcfast.deepcluster.data import DECODE_ERRORS, ImageData
 from dcfast.deepcluster.filters import first_filters, gradient_tiles, image_filters, mosaic
+from dcfast.deepcluster.metrics import cluster_sizes
 from dcfast.deepcluster.page import number, page
 from dcfast.deepcluster.run import Run, load_run
 
@@ -48,7 +50,11 @@ CURVES = {
 }
 
 
-def write_report(run_dir: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None) -> Path:
+def write_report(
+    run_dir: str | os.PathLike[str],
+    dataset: torch.utils.data.Dataset[Any] | None = None,
+    backbone: torch.nn.Module | None = None,
+) -> Path:
     """Write the ``report.html`` of a run.
 
     One file with its pictures and its style inside; it contains no script and refers to nothing outside.
@@ -59,6 +65,8 @@ def write_report(run_dir: str | os.PathLike[str], dataset: torch.utils.data.Data
         A run with at least one finished epoch.
     dataset : torch Dataset, optional
         The images, for a run that was trained on a Dataset object.
+    backbone : torch.nn.Module, optional
+        The network, for a run on one of the user's own.
 
     Returns
     -------
@@ -74,7 +82,7 @@ def write_report(run_dir: str | os.PathLike[str], dataset: torch.utils.data.Data
     -----
     Where the images cannot be opened any more, the page says so in place of the samples.
     """
-    run = load_run(run_dir, dataset)
+    run = load_run(run_dir, dataset, backbone)
     n_images = len(run.assignments["cluster"])  # raises before the first epoch has ended
     sections = [
         ("curves", "Training", _curves(run.metrics)),
@@ -102,10 +110,10 @@ def write_report(run_dir: str | os.PathLike[str], dataset: torch.utils.data.Data
 def _key_numbers(run: Run, probed: dict[str, Any] | None) -> list[tuple[str, str]]:
     """Return (value, what it is) of the numbers at the head of the page."""
     last = run.metrics[-1]
-    sizes = np.bincount(run.assignments["cluster"])
+    sizes = cluster_sizes(run.assignments["cluster"])
     found = [
         (number(len(run.assignments["cluster"])), "images"),
-        (f"{number(len(sizes))} / {number(run.options.n_clusters or 0)}", "clusters in use"),
+        (f"{number(len(sizes))} / {number(len(sizes) + last['n_empty'])}", "clusters in use"),
         (number(last["loss"]), "loss"),
     ]
     for name, what in (
@@ -141,7 +149,12 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
     stages = {name: [record["seconds"][stage] for record in metrics] for stage, name in STAGES.items()}
     chart = stacked_chart("Seconds per stage by epoch", stages)
     figures.append(_figure("Seconds per stage", chart, "What each epoch took, the clustering included."))
-    return f'<div class="charts">{"".join(figures)}</div>'
+    charts = f'<div class="charts">{"".join(figures)}</div>'
+    stopped = metrics[-1]["stopped_clustering"]
+    if stopped is None:
+        return charts
+    text = f"Clustering stopped with epoch {stopped}: the epochs from there on share its labels and its top layer."
+    return f'<p class="note">{text}</p>{charts}'
 
 
 def _figure(title: str, body: str, caption: str) -> str:
@@ -150,7 +163,7 @@ def _figure(title: str, body: str, caption: str) -> str:
 
 
 def _sizes(run: Run) -> str:
-    sizes = np.bincount(run.assignments["cluster"])
+    sizes = cluster_sizes(run.assignments["cluster"])
     n_empty = int(run.metrics[-1]["n_empty"])
     chart = size_chart(
         f"Sizes of {len(sizes)} clusters from {sizes.max()} down to {sizes.min()} images, {n_empty} empty",
@@ -162,14 +175,19 @@ def _sizes(run: Run) -> str:
     facts = (
         f"The last clustering: {number(len(sizes))} clusters hold {number(int(sizes.min()))} to "
         f"{number(int(sizes.max()))} images, {number(float(np.median(sizes)))} in the middle; {number(n_empty)} of "
-        f"{number(run.options.n_clusters or 0)} are empty. The exponential of the entropy of the sizes, the number "
+        f"{number(len(sizes) + n_empty)} are empty. The exponential of the entropy of the sizes, the number "
         f"of equal clusters that would be as even, is {number(round(effective))}."
     )
+    n_noise = run.metrics[-1]["n_noise"]
+    if n_noise:
+        facts += f" {number(n_noise)} images are in none of them and were left out of training."
     return f"<figure>{chart}<figcaption>{facts}</figcaption></figure>"
 
 
 def _filters(run: Run) -> str:
     before, after = first_filters(run.untrained_model()), first_filters(run.model)
+    if before is None or after is None:
+        return '<p class="note">No convolution of the network sees colours.</p>'
     change = float((after - before).norm() / before.norm())
     on_gradients = before.shape[1] == 2
     views = [
@@ -230,7 +248,7 @@ def _samples(run: Run) -> str:
         return f'<p class="note">The images cannot be shown: {escape(str(error))}.</p>'
     cluster, label = run.assignments["cluster"], run.assignments["label"]
     majority = _majorities(cluster, label)
-    groups = _choose_clusters(np.bincount(cluster), majority)
+    groups = _choose_clusters(cluster_sizes(cluster), majority)
     text = (
         f"Up to {IMAGES_PER_CLUSTER} images of {sum(len(group) for _, group in groups)} of the "
         f"{number(int(cluster.max()) + 1)} clusters, evenly spaced in the order of the files."
@@ -246,7 +264,7 @@ def _samples(run: Run) -> str:
 
 def _majorities(cluster: np.ndarray, label: np.ndarray) -> dict[int, tuple[int, float]]:
     """Return the most frequent label and its share for each cluster that has labelled images."""
-    known = label >= 0
+    known = (label >= 0) & (cluster >= 0)
     found = {}
     for one in np.unique(cluster[known]):
         counts = np.bincount(label[known & (cluster == one)])
@@ -366,7 +384,9 @@ def _commands(run: Run) -> str:
     ]
     repeat = train_command(run, f"{where}-again")
     if repeat is None:
-        parts.append('<p class="note">The images came from a torch Dataset, so it takes Python to repeat the run.</p>')
+        parts.append(
+            '<p class="note">The images or the network came from Python, so it takes Python to repeat the run.</p>'
+        )
     else:
         again = "Repeat the run: the same bits with the versions and the processor named under Configuration."
         parts.append(_command(again, repeat))
@@ -378,8 +398,8 @@ def _command(what: str, words: Sequence[str]) -> str:
 
 
 def train_command(run: Run, output: str) -> list[str] | None:
-    """Return the words of the command that repeats a run, or None if its images came from a torch Dataset."""
-    if run.config["data"]["kind"] == "dataset":
+    """Return the words of the command that repeats a run, or None if its images or its network came from Python."""
+    if run.config["data"]["kind"] == "dataset" or run.options.arch == CUSTOM:
         return None
     words = ["dcfast", "train", run.config["data"]["location"], "--output", output]
     for name, value in run.options.to_dict().items():

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcfast.deepcluster.config import TrainConfig
+from dcfast.deepcluster.config import CUSTOM, TrainConfig
 from dcfast.deepcluster.data import ImageData, Source, open_source
 from dcfast.deepcluster.keyed import Stream, torch_draws
-from dcfast.deepcluster.models import ConvNet, build_model
+from dcfast.deepcluster.models import Backbone, CustomBackbone, build_model, load_state
 from dcfast.deepcluster.rundir import RunDir
 
-__all__ = ["Run", "initial_model", "load_run"]
+__all__ = ["SAME_NETWORK", "Run", "initial_model", "load_run", "starting_model"]
+
+SAME_NETWORK = "give the backbone that the run began with"  # a remedy for weights that do not fit
 
 
 class Run:
@@ -33,12 +35,17 @@ class Run:
         One per finished epoch.
     """
 
-    def __init__(self, path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        dataset: torch.utils.data.Dataset[Any] | None = None,
+        backbone: torch.nn.Module | None = None,
+    ) -> None:
         self.dir = RunDir(path)
         self.config = self.dir.read_config()
         self.options = TrainConfig.from_dict(self.config["options"])
         self.metrics = self.dir.read_metrics()
-        self._given = dataset
+        self._given, self._backbone = dataset, backbone
 
     @cached_property
     def source(self) -> Source:
@@ -85,22 +92,39 @@ class Run:
         return self.dir.read_assignments()
 
     @cached_property
-    def model(self) -> ConvNet:
+    def model(self) -> Backbone:
         """The trained network on the CPU, in eval mode; FileNotFoundError before the first checkpoint."""
         checkpoint = self.dir.read_checkpoint()
         if checkpoint is None:
             raise FileNotFoundError(f"{self.dir.path} has no checkpoint yet: no epoch has ended")
         model = self.untrained_model()
-        model.load_state_dict(checkpoint["model"])
+        load_state(model, checkpoint["model"], self.dir.checkpoint, SAME_NETWORK)
         return model
 
-    def untrained_model(self) -> ConvNet:
+    def untrained_model(self) -> Backbone:
         """Return the network with the weights that the run started from, on the CPU, in eval mode."""
-        return initial_model(self.options).eval()
+        return starting_model(self.options, self.dir, self._backbone).eval()
 
 
-def initial_model(options: TrainConfig) -> ConvNet:
-    """Build the network of resolved options with its initial weights, a function of the seed alone."""
+def starting_model(options: TrainConfig, directory: RunDir, backbone: torch.nn.Module | None = None) -> Backbone:
+    """Build the network of a run with the weights that the run started from; parameters as for `initial_model`."""
+    model = initial_model(options, backbone)
+    state = directory.read_initial()
+    if state is not None:
+        load_state(model, state, directory.initial, SAME_NETWORK)
+    return model
+
+
+def initial_model(options: TrainConfig, backbone: torch.nn.Module | None = None) -> Backbone:
+    """Build the network of resolved options with its initial weights, a function of the seed alone.
+
+    A network of the user's own, ``backbone``, is copied with the weights it has; ValueError if it is not given.
+    """
+    if options.arch == CUSTOM:
+        if backbone is None:
+            raise ValueError("the run is one of a network of your own: pass it as backbone=, from Python")
+        assert options.feature_dim is not None  # TrainConfig refuses it
+        return CustomBackbone(backbone, options.feature_dim)
     # Stored options are resolved.
     assert options.arch is not None
     assert options.image_size is not None
@@ -108,7 +132,11 @@ def initial_model(options: TrainConfig) -> ConvNet:
         return build_model(options.arch, options.image_size, options.sobel, options.dropout)
 
 
-def load_run(path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any] | None = None) -> Run:
+def load_run(
+    path: str | os.PathLike[str],
+    dataset: torch.utils.data.Dataset[Any] | None = None,
+    backbone: torch.nn.Module | None = None,
+) -> Run:
     """Open a run directory for reading.
 
     Parameters
@@ -117,6 +145,8 @@ def load_run(path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any
         The directory.
     dataset : torch Dataset, optional
         The images, for a run that was trained on a Dataset object.
+    backbone : torch.nn.Module, optional
+        The network, for a run on one of the user's own.
 
     Returns
     -------
@@ -128,4 +158,4 @@ def load_run(path: str | os.PathLike[str], dataset: torch.utils.data.Dataset[Any
     FileNotFoundError
         If the directory holds no run.
     """
-    return Run(path, dataset)
+    return Run(path, dataset, backbone)

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-__all__ = ["RunDir"]
+__all__ = ["RunDir", "replace"]
 
 
 class RunDir:
@@ -26,6 +26,7 @@ class RunDir:
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint.pt"
+        self.initial = self.path / "initial.pt"
         self.assignments = self.path / "assignments.npz"
         self.tensorboard = self.path / "tensorboard"
         self.probe = self.path / "probe.json"
@@ -39,20 +40,26 @@ class RunDir:
                 "replace it with --overwrite, or choose another --output"
             )
 
-    def create(self, config: dict[str, Any]) -> None:
-        """Make the directory of a new run, without anything of an older one, and write its configuration."""
+    def create(self, config: dict[str, Any], initial: dict[str, Any] | None = None) -> None:
+        """Make the directory of a new run, without anything of an older one, and write its configuration.
+
+        ``initial`` is the state_dict that the run starts from, where the seed alone does not give it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         self._clear()
+        if initial is not None:
+            replace(self.initial, lambda file: torch.save(initial, file))
         self.write_config(config)
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Replace ``config.json``."""
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        _replace(self.config, lambda file: file.write(text.encode()))
+        replace(self.config, lambda file: file.write(text.encode()))
 
     def _clear(self) -> None:
         # The configuration goes first: without it the directory is no run, so a kill leaves nothing half alive.
-        for path in (self.config, self.checkpoint, self.metrics, self.assignments, self.probe, self.report):
+        made = (self.checkpoint, self.initial, self.metrics, self.assignments, self.probe, self.report)
+        for path in (self.config, *made):
             path.unlink(missing_ok=True)
             _partial(path).unlink(missing_ok=True)
         for events in self.tensorboard.glob("events.*"):
@@ -66,7 +73,7 @@ class RunDir:
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint."""
-        _replace(self.checkpoint, lambda file: torch.save(state, file))
+        replace(self.checkpoint, lambda file: torch.save(state, file))
 
     def read_checkpoint(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """Return the last complete checkpoint, or None before the first."""
@@ -74,10 +81,14 @@ class RunDir:
             return None
         return torch.load(self.checkpoint, map_location=device, weights_only=True)
 
+    def read_initial(self) -> dict[str, Any] | None:
+        """Return the state_dict that the run started from, or None where the seed gives it."""
+        return torch.load(self.initial, weights_only=True) if self.initial.exists() else None
+
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Replace ``metrics.jsonl`` by one line per epoch."""
         text = "".join(json.dumps(record) + "\n" for record in history)
-        _replace(self.metrics, lambda file: file.write(text.encode()))
+        replace(self.metrics, lambda file: file.write(text.encode()))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the metrics, one dictionary per finished epoch."""
@@ -88,7 +99,7 @@ class RunDir:
     def write_assignments(self, names: list[str], cluster: np.ndarray, label: np.ndarray, epoch: int) -> None:
         """Replace ``assignments.npz``: arrays files (str), cluster, label (-1: none) and epoch."""
         arrays = {"files": np.array(names, dtype=np.str_), "cluster": cluster, "label": label}
-        _replace(self.assignments, lambda file: np.savez(file, allow_pickle=False, **arrays, epoch=epoch))
+        replace(self.assignments, lambda file: np.savez(file, allow_pickle=False, **arrays, epoch=epoch))
 
     def read_assignments(self) -> dict[str, np.ndarray]:
         """Return the arrays of ``assignments.npz``; FileNotFoundError before the first epoch has ended."""
@@ -100,7 +111,7 @@ class RunDir:
     def write_probe(self, result: dict[str, Any]) -> None:
         """Replace ``probe.json``."""
         text = json.dumps(result, indent=2) + "\n"
-        _replace(self.probe, lambda file: file.write(text.encode()))
+        replace(self.probe, lambda file: file.write(text.encode()))
 
     def read_probe(self) -> dict[str, Any] | None:
         """Return what the probe found, or None if it has not been run."""
@@ -108,16 +119,20 @@ class RunDir:
 
     def write_report(self, html: str) -> None:
         """Replace ``report.html``."""
-        _replace(self.report, lambda file: file.write(html.encode()))
+        replace(self.report, lambda file: file.write(html.encode()))
 
 
-def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Let ``write`` fill a neighbour of ``path``, flush it to disk, and rename it to ``path``."""
     partial = _partial(path)
-    with partial.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        partial.unlink(missing_ok=True)  # half a file would only keep a full disk full
+        raise
     os.replace(partial, path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dcfast.deepcluster.keyed import Stream, generator
+from dcfast.deepcluster.metrics import cluster_sizes
 
 __all__ = ["plain_order", "uniform_order"]
 
@@ -18,9 +19,9 @@ def uniform_order(assignments: np.ndarray, n_draws: int, seed: int, epoch: int) 
     Parameters
     ----------
     assignments : ndarray of int, shape (N,)
-        Cluster of each image.
+        Cluster of each image; negative ones are noise and never drawn.
     n_draws : int
-        Length of the order; N times the epochs until the next clustering.
+        Length of the order; the images in clusters times the epochs until the next clustering.
     seed, epoch : int
         The key of the draws; ``epoch`` is the one that clustered.
 
@@ -34,8 +35,8 @@ def uniform_order(assignments: np.ndarray, n_draws: int, seed: int, epoch: int) 
     The paper's sampler: it draws members of the clusters, numbered as in the data set. Time O(N log N + n_draws).
     """
     draw = generator(seed, Stream.ORDER, epoch)
-    by_cluster = np.argsort(assignments, kind="stable")
-    sizes = np.bincount(assignments)
+    sizes = cluster_sizes(assignments)
+    by_cluster = np.argsort(assignments, kind="stable")[len(assignments) - sizes.sum() :]  # noise sorts first
     ends = np.cumsum(sizes)
     each = n_draws // int(np.count_nonzero(sizes)) + 1
     chosen = [
@@ -46,8 +47,9 @@ def uniform_order(assignments: np.ndarray, n_draws: int, seed: int, epoch: int) 
     return draw.permutation(np.concatenate(chosen))[:n_draws].astype(np.int64)
 
 
-def plain_order(n_images: int, n_draws: int, seed: int, epoch: int) -> np.ndarray:
-    """Concatenate permutations of all images, and cut them to ``n_draws``; parameters as in `uniform_order`."""
+def plain_order(assignments: np.ndarray, n_draws: int, seed: int, epoch: int) -> np.ndarray:
+    """Concatenate permutations of the images in clusters, cut to ``n_draws``; parameters as in `uniform_order`."""
     draw = generator(seed, Stream.ORDER, epoch)
-    rounds = -(-n_draws // n_images)
-    return np.concatenate([draw.permutation(n_images) for _ in range(rounds)])[:n_draws].astype(np.int64)
+    members = np.flatnonzero(assignments >= 0)
+    rounds = -(-n_draws // len(members))
+    return np.concatenate([draw.permutation(members) for _ in range(rounds)])[:n_draws].astype(np.int64)

@@ -9,16 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dcfast import KMeans, PCAWhiten
+from dcfast import KMeans, PCAWhiten, ops
+from dcfast.deepcluster.clusterers import KMEANS, cluster_by
 from dcfast.deepcluster.config import TrainConfig
 from dcfast.deepcluster.crops import CentreCrops, RandomCrops, batches
 from dcfast.deepcluster.data import ImageData
 from dcfast.deepcluster.keyed import Stream, seed_for, torch_draws
-from dcfast.deepcluster.models import ConvNet
+from dcfast.deepcluster.metrics import cluster_sizes
+from dcfast.deepcluster.models import Backbone
 from dcfast.deepcluster.progress import Display
 from dcfast.nn import InverseSizeCrossEntropy
 
 __all__ = ["Clustering", "cluster_features", "extract_features", "train_epoch"]
+
+NOISE = -1  # scikit-learn's label of points that belong to no cluster
 
 _SHOW_EVERY = 10  # steps between looks at the loss, each of which waits for the device
 
@@ -30,13 +34,13 @@ class Clustering:
     Attributes
     ----------
     assignments : ndarray of int64, shape (N,)
-        Cluster of each image; empty clusters are left out of the numbering.
+        Cluster of each image, -1 for noise; empty clusters are left out of the numbering.
     n_empty : int
         How many were left out.
     objective : float
-        Mean squared distance to the assigned centroid.
-    iterations : int
-        Of k-means.
+        Mean squared distance to the assigned centroid; with another clusterer than k-means, to the cluster's mean.
+    iterations : int or None
+        Of the clusterer, where it counts them.
     pca_seconds, kmeans_seconds : float
         Wall time.
     """
@@ -44,12 +48,12 @@ class Clustering:
     assignments: np.ndarray
     n_empty: int
     objective: float
-    iterations: int
+    iterations: int | None
     pca_seconds: float
     kmeans_seconds: float
 
 
-def extract_features(model: ConvNet, data: ImageData, config: TrainConfig, display: Display) -> Tensor:
+def extract_features(model: Backbone, data: ImageData, config: TrainConfig, display: Display) -> Tensor:
     """Compute the features of all centre crops in eval mode.
 
     Returns
@@ -77,8 +81,10 @@ def extract_features(model: ConvNet, data: ImageData, config: TrainConfig, displ
     return features
 
 
-def cluster_features(features: Tensor, config: TrainConfig, epoch: int, display: Display) -> Clustering:
-    """Reduce, whiten and normalise the features, and cluster them from a new random start.
+def cluster_features(
+    features: Tensor, config: TrainConfig, epoch: int, display: Display, previous: np.ndarray | None = None
+) -> Clustering:
+    """Reduce, whiten and normalise the features, and cluster them.
 
     Parameters
     ----------
@@ -89,6 +95,15 @@ def cluster_features(features: Tensor, config: TrainConfig, epoch: int, display:
         Keys the start of k-means.
     display : Display
         Shows the progress.
+    previous : ndarray of int64, shape (N,), optional
+        The assignments that a warm start begins with. Every clustering has a basis of its own: the old centroids mean
+        nothing in it, the means of the new points over the old clusters do. Clusters that had become empty split a
+        larger one. Without it k-means starts from random points.
+
+    Raises
+    ------
+    ValueError
+        If the configured clusterer finds fewer than two clusters.
     """
     n_images, dim = features.shape
     n_clusters = _required(config.n_clusters)
@@ -99,32 +114,57 @@ def cluster_features(features: Tensor, config: TrainConfig, epoch: int, display:
         points = pca.fit_transform(features)
         advance(1)
     middle = time.perf_counter()
-    with display.stage("k-means", config.kmeans_iterations) as advance:
-        kmeans = KMeans(
-            n_clusters,
-            init="random",
-            n_init=1,
-            max_iter=config.kmeans_iterations,
-            tol=0.0,
-            random_state=seed_for(config.seed, Stream.KMEANS, epoch, bits=31),
-            empty="split",
-            callback=lambda iteration, n_moved: advance(1, f"{n_moved} moved"),
-        ).fit(points)
+    seed = seed_for(config.seed, Stream.KMEANS, epoch, bits=31)
+    iterations: int | None
+    with display.stage(config.clusterer, config.kmeans_iterations) as advance:
+        if config.clusterer == KMEANS:
+            kmeans = KMeans(
+                n_clusters,
+                init="random" if previous is None else _means(points, previous, n_clusters, seed),
+                n_init=1,
+                max_iter=config.kmeans_iterations,
+                tol=0.0,
+                random_state=seed,
+                empty="split",
+                callback=lambda iteration, n_moved: advance(1, f"{n_moved} moved"),
+            ).fit(points)
+            labels = torch.as_tensor(kmeans.labels_).cpu().numpy()
+            objective, iterations = float(kmeans.inertia_) / n_images, int(kmeans.n_iter_)
+            n_empty = n_clusters - len(np.unique(labels))
+        else:
+            labels, iterations, n_empty = cluster_by(config.clusterer, points.cpu().numpy(), n_clusters, seed)
+            objective = _mean_squared_distance(points, labels)
     end = time.perf_counter()
-    labels = torch.as_tensor(kmeans.labels_).cpu().numpy()
-    used, assignments = np.unique(labels, return_inverse=True)
+    assignments = np.full(n_images, NOISE, dtype=np.int64)
+    assignments[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]
     return Clustering(
-        assignments=assignments.astype(np.int64),
-        n_empty=n_clusters - len(used),
-        objective=float(kmeans.inertia_) / n_images,
-        iterations=int(kmeans.n_iter_),
+        assignments=assignments,
+        n_empty=n_empty,
+        objective=objective,
+        iterations=iterations,
         pca_seconds=middle - start,
         kmeans_seconds=end - middle,
     )
 
 
+def _means(points: Tensor, assignments: np.ndarray, n_clusters: int, seed: int) -> Tensor:
+    """Return (n_clusters, d) means of the clusters; numbers that no cluster has split a larger one."""
+    labels = torch.from_numpy(assignments).to(points.device)
+    sums = ops.accumulate(points, labels, n_clusters)
+    means = ops.means(sums, points.new_zeros(n_clusters, points.shape[1]))
+    return ops.split_empty(means, sums.counts, seed, 0)[0]
+
+
+def _mean_squared_distance(points: Tensor, labels: np.ndarray) -> float:
+    clustered = torch.from_numpy(labels).to(points.device, torch.int64)
+    points, clustered = points[clustered >= 0], clustered[clustered >= 0]
+    n_clusters = int(clustered.max()) + 1
+    means = ops.means(ops.accumulate(points, clustered, n_clusters), points.new_zeros(n_clusters, points.shape[1]))
+    return float(ops.inertia(points, means, clustered)) / len(points)
+
+
 def train_epoch(
-    model: ConvNet,
+    model: Backbone,
     top_layer: nn.Linear,
     optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
     data: ImageData,
@@ -145,7 +185,7 @@ def train_epoch(
     data : ImageData
         The images.
     assignments : ndarray of int64, shape (N,)
-        The targets.
+        The targets, negative for images that ``order`` leaves out.
     order : ndarray of int64
         The epoch's images in order.
     config : TrainConfig
@@ -177,7 +217,7 @@ def train_epoch(
         flip=bool(config.flip),
     )
     targets = torch.from_numpy(assignments[order]).to(device)
-    sizes = torch.from_numpy(np.bincount(assignments)).to(device)
+    sizes = torch.from_numpy(cluster_sizes(assignments)).to(device)
     criterion = InverseSizeCrossEntropy(sizes) if config.balance == "loss" else nn.CrossEntropyLoss()
     total = torch.zeros((), dtype=torch.float64, device=device)
     done = 0

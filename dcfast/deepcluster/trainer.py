@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import platform
 import time
@@ -17,18 +18,29 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from dcfast.deepcluster import report
-from dcfast.deepcluster.config import TrainConfig
+from dcfast.deepcluster.config import CUSTOM, TrainConfig
 from dcfast.deepcluster.data import DatasetSource, ImageData, check_images, describe_source, open_source
 from dcfast.deepcluster.keyed import Stream, torch_draws
-from dcfast.deepcluster.metrics import moved_points, nmi
-from dcfast.deepcluster.models import build_top_layer
+from dcfast.deepcluster.metrics import cluster_sizes, moved_points, nmi, settled
+from dcfast.deepcluster.models import build_top_layer, load_state
 from dcfast.deepcluster.progress import Display
-from dcfast.deepcluster.run import initial_model
+from dcfast.deepcluster.run import SAME_NETWORK, initial_model, starting_model
 from dcfast.deepcluster.rundir import RunDir
 from dcfast.deepcluster.sampler import plain_order, uniform_order
 from dcfast.deepcluster.stages import cluster_features, extract_features, train_epoch
+from dcfast.deepcluster.weights import load_weights
 
 __all__ = ["Trainer", "resume", "start"]
+
+# Metrics of a clustering that stay true until the next one.
+_LASTING = ("nmi_labels", "n_empty", "largest_cluster", "n_noise", "stopped_clustering")
+
+# Stage -> options that lower what it holds in memory.
+_LOWERS = {
+    "features": "--batch-size, --image-size or --limit",
+    "clustering": "--limit, --pca or --n-clusters",
+    "training": "--batch-size, --image-size or --n-clusters",
+}
 
 Data = str | os.PathLike[str] | torch.utils.data.Dataset[Any]
 
@@ -49,12 +61,22 @@ class Trainer:
         With a configuration in it; its checkpoint, if there is one, is where the run goes on.
     display : Display
         Shows the progress.
+    backbone : nn.Module, optional
+        The network of the user's own, a copy of which is trained.
     """
 
-    def __init__(self, config: TrainConfig, data: ImageData, directory: RunDir, display: Display) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: ImageData,
+        directory: RunDir,
+        display: Display,
+        backbone: torch.nn.Module | None = None,
+    ) -> None:
         self.config, self.data, self.dir, self.display = config, data, directory, display
+        self._backbone = backbone
         self.device = torch.device(config.device)
-        self.model = initial_model(config).to(self.device)
+        self.model = starting_model(config, directory, backbone).to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -76,7 +98,11 @@ class Trainer:
         Raises
         ------
         FloatingPointError
-            If the loss or the features are no longer finite; the message names the checkpoint that still is good.
+            If the loss or the features are no longer finite.
+        MemoryError, OSError
+            If memory or the disk does not suffice; the message names the options that lower the need.
+
+        The messages name the checkpoint that still is good.
         """
         epochs = self.config.epochs or 0
         with (
@@ -87,16 +113,16 @@ class Trainer:
             for record in self.history:
                 self.display.epoch(record, epochs)
             for epoch in range(self.finished, epochs):
-                try:
+                with self._last_good(epoch):
                     record = self._epoch(epoch)
-                except FloatingPointError as error:
-                    raise FloatingPointError(self._diverged(epoch, error)) from None
-                self._log(board, record)
-                self._save(record)
+                    self._log(board, record)
+                    self._save(record)
                 self.display.epoch(record, epochs)
         source = self.data.source
         with self.display.stage("report", 1) as advance:
-            report.write_report(self.dir.path, source.dataset if isinstance(source, DatasetSource) else None)
+            report.write_report(
+                self.dir.path, source.dataset if isinstance(source, DatasetSource) else None, self._backbone
+            )
             advance(1)
 
     def summary(self) -> None:
@@ -123,11 +149,12 @@ class Trainer:
         config = self.config
         phase = epoch % config.reassign
         seconds = {"features": 0.0, "pca": 0.0, "kmeans": 0.0, "training": 0.0}
-        clustering = self._cluster(epoch, seconds) if phase == 0 else self._carried()
+        clustering = self._cluster(epoch, seconds) if phase == 0 and not self._stopped else self._carried()
         assert self.assignments is not None  # epoch 0 clusters
-        n_images = len(self.data)
+        n_images = len(self.data) - clustering["n_noise"]
+        self._stage = "training"
         began = time.perf_counter()
-        order = self._order(epoch - phase)[phase * n_images : (phase + 1) * n_images]
+        order = self._order(epoch - phase, config.reassign * n_images)[phase * n_images : (phase + 1) * n_images]
         loss = train_epoch(
             self.model,
             self.top_layer,
@@ -152,17 +179,21 @@ class Trainer:
 
     def _cluster(self, epoch: int, seconds: dict[str, float]) -> dict[str, Any]:
         """Cluster anew and start a new top layer; return the epoch's metrics about it."""
+        self._stage = "features"
         began = time.perf_counter()
         features = extract_features(self.model, self.data, self.config, self.display)
         seconds["features"] = time.perf_counter() - began
-        clustering = cluster_features(features, self.config, epoch, self.display)
+        self._stage = "clustering"
+        previous = self.assignments
+        start = previous if self.config.warm_start else None
+        clustering = cluster_features(features, self.config, epoch, self.display, start)
         del features
         seconds["pca"], seconds["kmeans"] = clustering.pca_seconds, clustering.kmeans_seconds
-        previous, self.assignments = self.assignments, clustering.assignments
-        sizes = np.bincount(self.assignments)
+        self.assignments = clustering.assignments
+        sizes = cluster_sizes(self.assignments)
         with torch_draws(torch.device("cpu"), self.config.seed, Stream.TOP_LAYER, epoch):
             self._new_top_layer(len(sizes))
-        return {
+        record = {
             "objective": clustering.objective,
             "kmeans_iterations": clustering.iterations,
             "nmi_previous": None if previous is None else nmi(previous, self.assignments),
@@ -170,21 +201,34 @@ class Trainer:
             "n_empty": clustering.n_empty,
             "largest_cluster": int(sizes.max()),
             "n_moved": None if previous is None else moved_points(previous, self.assignments),
+            "n_noise": len(self.assignments) - int(sizes.sum()),
         }
+        return {**record, "stopped_clustering": epoch + 1 if self._stops(epoch, record) else None}
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether the last clustering was the last of the run."""
+        return bool(self.history) and self.history[-1]["stopped_clustering"] is not None
+
+    def _stops(self, epoch: int, record: dict[str, Any]) -> bool:
+        """Tell whether the clustering of this epoch, with these metrics, is the last of the run."""
+        if self.config.stop_clustering != "auto":
+            return epoch // self.config.reassign + 1 == self.config.stop_clustering
+        clusterings = [one for one in (*self.history, record) if one["nmi_previous"] is not None]
+        return settled(clusterings, len(self.data) - record["n_noise"])
 
     def _carried(self) -> dict[str, Any]:
         """Return the metrics of an epoch that goes on with the last clustering: nothing moved since."""
         last = self.history[-1]
-        still_true = {name: last[name] for name in ("nmi_labels", "n_empty", "largest_cluster")}
+        still_true = {name: last[name] for name in _LASTING}
         return {"objective": None, "kmeans_iterations": None, "nmi_previous": None, "n_moved": None, **still_true}
 
-    def _order(self, clustered_at: int) -> np.ndarray:
-        """Return the order of all epochs that share a clustering."""
+    def _order(self, clustered_at: int, n_draws: int) -> np.ndarray:
+        """Return the order of the ``reassign`` epochs from ``clustered_at`` on."""
         assert self.assignments is not None
-        n_draws = self.config.reassign * len(self.data)
         if self.config.balance == "sampler":
             return uniform_order(self.assignments, n_draws, self.config.seed, clustered_at)
-        return plain_order(len(self.data), n_draws, self.config.seed, clustered_at)
+        return plain_order(self.assignments, n_draws, self.config.seed, clustered_at)
 
     def _new_top_layer(self, n_clusters: int) -> None:
         self.top_layer = build_top_layer(self.model.feature_dim, n_clusters).to(self.device)
@@ -195,17 +239,18 @@ class Trainer:
     def _save(self, record: dict[str, Any]) -> None:
         """Make an epoch final. Only the checkpoint counts: the other files are made from it when a run goes on."""
         assert self.assignments is not None
-        self.history.append(record)
+        history = [*self.history, record]
         self.dir.write_checkpoint(
             {
-                "epoch": self.finished,
+                "epoch": len(history),
                 "model": self.model.state_dict(),
                 "head": self.top_layer.state_dict(),
                 "optimizers": {"model": self.optimizer.state_dict(), "head": self.top_optimizer.state_dict()},
                 "assignments": torch.from_numpy(self.assignments),
-                "history": self.history,
+                "history": history,
             }
         )
+        self.history = history
         self._publish()
 
     def _publish(self) -> None:
@@ -214,7 +259,7 @@ class Trainer:
         self.dir.write_assignments(self.data.names, self.assignments, self.data.labels, self.finished)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
-        self.model.load_state_dict(checkpoint["model"])
+        load_state(self.model, checkpoint["model"], self.dir.checkpoint, SAME_NETWORK)
         self.optimizer.load_state_dict(checkpoint["optimizers"]["model"])
         self._new_top_layer(len(checkpoint["head"]["bias"]))
         self.top_layer.load_state_dict(checkpoint["head"])
@@ -232,12 +277,34 @@ class Trainer:
                 board.add_scalar(name, value, record["epoch"])
         board.flush()
 
-    def _diverged(self, epoch: int, error: FloatingPointError) -> str:
+    @contextmanager
+    def _last_good(self, epoch: int) -> Iterator[None]:
+        """Add to what ends an epoch early which state is good still, and what to do."""
+        try:
+            yield
+        except FloatingPointError as error:
+            remedy = f"Start again with a lower --lr than {self.config.lr:g}"
+            raise FloatingPointError(self._told(epoch, error, remedy)) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            remedy = (
+                f"Free some space and go on with --resume {self.dir.path}, or start again with --output on another "
+                "disk; a checkpoint is smaller with a lower --n-clusters or a smaller --arch"
+            )
+            raise OSError(self._told(epoch, "the disk is full", remedy)) from error
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            remedy = f"Start again with a lower {_LOWERS[self._stage]}"
+            raise MemoryError(self._told(epoch, f"out of memory in {self._stage}", remedy)) from error
+
+    def _told(self, epoch: int, what: object, remedy: str) -> str:
         if self.finished:
             last = f"{self.dir.checkpoint} holds the last good state, after epoch {self.finished}"
         else:
             last = "no epoch had ended, so there is no checkpoint"
-        return f"epoch {epoch + 1}: {error}; {last}. Start again with a lower --lr than {self.config.lr:g}"
+        return f"epoch {epoch + 1}: {what}; {last}. {remedy}"
 
 
 def start(
@@ -247,6 +314,7 @@ def start(
     *,
     overwrite: bool = False,
     display: Display | None = None,
+    backbone: torch.nn.Module | None = None,
 ) -> Trainer:
     """Begin a run: look at every image, settle the options, make the run directory.
 
@@ -262,6 +330,8 @@ def start(
         Replace a run that is there already.
     display : Display, optional
         Shows the progress.
+    backbone : nn.Module, optional
+        A network of the user's own, for ``arch='custom'``; a copy of it is trained.
 
     Returns
     -------
@@ -280,17 +350,17 @@ def start(
     images = _look(data, config, display)
     config = config.resolve(len(images), images.side, images.source.kind)
     images.image_size = config.image_size or 0
-    with torch.device("meta"):
-        initial_model(config)  # refuses an image size that the network cannot take, before anything is written
+    initial = _starting_weights(config, backbone)  # refuses what does not fit before anything is written
     directory.create(
         {
             "options": config.to_dict(),
             "data": describe_source(images),
             "versions": _versions(),
             "threads": config.threads,
-        }
+        },
+        initial,
     )
-    return Trainer(config, images, directory, display)
+    return Trainer(config, images, directory, display, backbone)
 
 
 def resume(
@@ -300,6 +370,7 @@ def resume(
     epochs: int | None = None,
     workers: int | None = None,
     display: Display | None = None,
+    backbone: torch.nn.Module | None = None,
 ) -> Trainer:
     """Open a run that was interrupted, or is to be made longer.
 
@@ -317,6 +388,8 @@ def resume(
         New number of processes that decode images.
     display : Display, optional
         Shows the progress.
+    backbone : nn.Module, optional
+        The network, for a run on one of the user's own; its weights do not matter.
 
     Returns
     -------
@@ -349,7 +422,27 @@ def resume(
             f"({source['n_images']} usable then, {len(images)} now): bring them back, or start a new run"
         )
     images.image_size = config.image_size or 0
-    return Trainer(config, images, directory, display)
+    return Trainer(config, images, directory, display, backbone)
+
+
+def _starting_weights(config: TrainConfig, backbone: torch.nn.Module | None) -> dict[str, Any] | None:
+    """Return the state_dict that a run starts from, or None where the seed gives it."""
+    if config.arch != CUSTOM and config.init is None:
+        with torch.device("meta"):
+            initial_model(config)
+        return None
+    model = initial_model(config, backbone)
+    if config.init is not None:
+        load_weights(model, config.init)
+    side = config.image_size or 0
+    with torch.inference_mode():
+        model.eval().forward_features(torch.zeros(1, 3, side, side))
+    return model.state_dict()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # On the CPU torch raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _look(data: Data, config: TrainConfig, display: Display) -> ImageData:

@@ -1,0 +1,142 @@
+"""Weights of a network on disk: published checkpoints in, and exports out."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcfast.deepcluster.filters import SOBEL
+from dcfast.deepcluster.models import CustomBackbone, load_state
+from dcfast.deepcluster.run import Run
+from dcfast.deepcluster.rundir import replace
+
+__all__ = ["FORMATS", "export", "load_weights"]
+
+# Format -> file in the run directory.
+FORMATS = {"state_dict": "model.pt", "safetensors": "model.safetensors", "published": "published.pth.tar"}
+
+_TOP_LAYERS = ("top_layer.", "fc.", "sobel.")  # what sits around the network in published files
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load weights from a file into a network.
+
+    Parameters
+    ----------
+    model : nn.Module
+        One of `dcfast.deepcluster.models`.
+    path : str or path
+        A run directory, its ``checkpoint.pt``, a file of `export`, a checkpoint as DeepCluster published them
+        (``features.module.N.*``), or a state_dict with torchvision's names. Top layers and Sobel filters in it are not
+        read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no checkpoint, or does not fit the network; the message names the first keys.
+    """
+    state = {_plain(name): value for name, value in _read(Path(path)).items()}
+    state = {name: value for name, value in state.items() if not name.startswith(_TOP_LAYERS)}
+    load_state(model, state, path, "choose --arch, --image-size and --sobel or --no-sobel as it was trained with")
+
+
+def export(run: Run, format: str = "state_dict", output: str | os.PathLike[str] | None = None) -> Path:
+    """Write the network of a run to a file of its own.
+
+    Parameters
+    ----------
+    run : Run
+        With a checkpoint.
+    format : {'state_dict', 'safetensors', 'published'}
+        The state_dict as torch saves it (a ResNet's with torchvision's names); the same as safetensors; or a checkpoint
+        as DeepCluster published them, for 'alexnet' and 'vgg16', with its top layer and Sobel filters.
+    output : str or path, optional
+        The file, replaced in one step; by default one in the run directory.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        For an unknown format, and for one that has no names for this network.
+    FileNotFoundError
+        If no epoch has ended.
+    ModuleNotFoundError
+        For safetensors without its package.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}")
+    arch = run.options.arch
+    if format == "published" and arch not in ("alexnet", "vgg16"):
+        raise ValueError(f"format='published' has names for 'alexnet' and 'vgg16' only, got {arch!r}: use 'state_dict'")
+    model = run.model
+    network = model.network if isinstance(model, CustomBackbone) else model
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    path = Path(output) if output is not None else run.dir.path / FORMATS[format]
+    if format == "safetensors":
+        content = _safetensors("--format state_dict").save(state)
+        replace(path, lambda file: file.write(content))
+    else:
+        saved = state if format == "state_dict" else _published(run, state)
+        replace(path, lambda file: torch.save(saved, file))
+    return path
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if path.is_dir():
+        path = path / "checkpoint.pt"
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint {path}")
+    if path.suffix == ".safetensors":
+        return _safetensors("a file of --format state_dict").load(path.read_bytes())
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        for name in ("model", "state_dict"):  # of a run, and as published
+            found = found.get(name, found)
+        if all(isinstance(value, Tensor) for value in found.values()):
+            return found
+    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+    raise ValueError(f"{path} holds no state_dict: expected names and tensors, alone or under 'state_dict'")
+
+
+def _plain(name: str) -> str:
+    """Take out what torch's DataParallel puts into a name."""
+    return name.removeprefix("module.").replace(".module.", ".")
+
+
+def _published(run: Run, state: dict[str, Tensor]) -> dict[str, Any]:
+    checkpoint = run.dir.read_checkpoint()
+    assert checkpoint is not None  # run.model was read from it
+    names = {name.replace("features.", "features.module.", 1): value for name, value in state.items()}
+    names |= {f"top_layer.{name}": value for name, value in checkpoint["head"].items()}
+    if run.options.sobel:
+        names |= {
+            "sobel.0.weight": torch.full((1, 3, 1, 1), 1 / 3),
+            "sobel.0.bias": torch.zeros(1),
+            "sobel.1.weight": SOBEL[:, None].float(),
+            "sobel.1.bias": torch.zeros(2),
+        }
+    return {"epoch": checkpoint["epoch"], "arch": run.options.arch, "state_dict": names}
+
+
+def _safetensors(otherwise: str) -> ModuleType:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"the package safetensors is missing: pip install safetensors, or use {otherwise}"
+        ) from None
+    return safetensors.torch
