@@ -43,8 +43,10 @@ def test_every_kernel_is_there_for_every_architecture(kernels, count_backend):
     assert by_arch[80]
     assert by_arch[80] <= by_arch[90]  # sm_90 may have kernels of its own
     for op in _registry.ops.values():
-        if op.native_cuda:  # a kernel's name holds that of its file, which is the package's
-            assert any(op.package.rsplit(".", 1)[1] in name for name in by_arch[80] | by_arch[90])
+        # A kernel's name holds that of its file: of the op's function, or of its package.
+        for function in op.native_cuda:
+            own = {function, op.package.rsplit(".", 1)[1]}
+            assert any(part in name for part in own for name in by_arch[80] | by_arch[90]), function
 
 
 def test_no_kernel_spills(kernels, count_backend):
