@@ -207,8 +207,8 @@ FAULTS = [
     Fault(
         "labels one update behind",
         "dcfast/cluster/lloyd.py",
-        'if converged != "labels":\n        with',
-        'if converged == "never":\n        with',
+        "if ended != _LABELS:\n        with",
+        "if ended == -1:\n        with",
         "tests/test_lloyd.py -k 'run_of_its_own'",
     ),
     Fault(
