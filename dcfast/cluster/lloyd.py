@@ -161,7 +161,7 @@ def lloyd(
         if verbose and ended != _GOING:
             reason = {
                 _LABELS: "strict convergence",
-                _TOL: f"center shift within tolerance {tol}",
+                _TOL: f"center shift {float(ops.inertia(centroids, before, own))} within tolerance {tol}",
                 _OBJECTIVE: f"inertia {objective} after {last} within threshold {early_stop_threshold}",
             }[ended]
             say(f"Converged at iteration {n_iter - 1}: {reason}.")
