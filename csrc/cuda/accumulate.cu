@@ -381,22 +381,11 @@ int accumulate(int dtype, const void* x, int64_t problem_stride, int64_t row_str
                const int64_t* low, int64_t n_words, bool fresh, int64_t* words, int64_t* counts, void* workspace,
                int64_t* bytes, void* stream) {
   if (problems * n > kMaxItems || n_words < 1 || n_words > kMaxWords) return DCFAST_OUT_OF_RANGE;
-  auto run = [&](auto* launcher) {
-    return launcher(x, problem_stride, row_stride, problems, n, d, labels, previous, k, weight, low, n_words, fresh,
-                    words, counts, workspace, bytes, static_cast<cudaStream_t>(stream));
-  };
-  switch (dtype) {
-    case DCFAST_FLOAT32:
-      return run(accumulate_all<float>);
-    case DCFAST_FLOAT64:
-      return run(accumulate_all<double>);
-    case DCFAST_FLOAT16:
-      return run(accumulate_all<__half>);
-    case DCFAST_BFLOAT16:
-      return run(accumulate_all<__nv_bfloat16>);
-    default:
-      return DCFAST_INVALID_DTYPE;
-  }
+  return with_dtype(dtype, [&](auto element) {
+    return accumulate_all<decltype(element)>(x, problem_stride, row_stride, problems, n, d, labels, previous, k, weight,
+                                             low, n_words, fresh, words, counts, workspace, bytes,
+                                             static_cast<cudaStream_t>(stream));
+  });
 }
 
 }  // namespace cuda

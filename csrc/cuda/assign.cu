@@ -176,22 +176,6 @@ int run(const Device& device, const AssignData<T>& data, void* workspace, int64_
   return status;
 }
 
-template <class F>
-int with_dtype(int dtype, F run) {
-  switch (dtype) {
-    case DCFAST_FLOAT32:
-      return run(float());
-    case DCFAST_FLOAT64:
-      return run(double());
-    case DCFAST_FLOAT16:
-      return run(__half());
-    case DCFAST_BFLOAT16:
-      return run(__nv_bfloat16());
-    default:
-      return DCFAST_INVALID_DTYPE;
-  }
-}
-
 }  // namespace
 
 int assign_workspace(int dtype, int64_t problems, int64_t n, int64_t k, int64_t d, int64_t* bytes) {

@@ -97,21 +97,10 @@ int column_range_all(const void* x, int64_t row_stride, int64_t n, int64_t d, co
 
 int column_range(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, const double* weight,
                  double* smallest, double* largest, void* stream) {
-  auto run = [&](auto* launcher) {
-    return launcher(x, row_stride, n, d, weight, smallest, largest, static_cast<cudaStream_t>(stream));
-  };
-  switch (dtype) {
-    case DCFAST_FLOAT32:
-      return run(column_range_all<float>);
-    case DCFAST_FLOAT64:
-      return run(column_range_all<double>);
-    case DCFAST_FLOAT16:
-      return run(column_range_all<__half>);
-    case DCFAST_BFLOAT16:
-      return run(column_range_all<__nv_bfloat16>);
-    default:
-      return DCFAST_INVALID_DTYPE;
-  }
+  return with_dtype(dtype, [&](auto element) {
+    return column_range_all<decltype(element)>(x, row_stride, n, d, weight, smallest, largest,
+                                               static_cast<cudaStream_t>(stream));
+  });
 }
 
 }  // namespace cuda

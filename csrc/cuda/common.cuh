@@ -20,6 +20,23 @@ inline int launch_status() {
   return error == cudaSuccess ? DCFAST_OK : DCFAST_CUDA_ERROR + static_cast<int>(error);
 }
 
+// run(an element of the dtype); the element only says its type.
+template <class F>
+int with_dtype(int dtype, F run) {
+  switch (dtype) {
+    case DCFAST_FLOAT32:
+      return run(float());
+    case DCFAST_FLOAT64:
+      return run(double());
+    case DCFAST_FLOAT16:
+      return run(__half());
+    case DCFAST_BFLOAT16:
+      return run(__nv_bfloat16());
+    default:
+      return DCFAST_INVALID_DTYPE;
+  }
+}
+
 // The type that sums of T are taken in, and the elements of one 16-byte load.
 template <class T>
 struct Element {

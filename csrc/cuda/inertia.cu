@@ -186,22 +186,10 @@ __global__ void __launch_bounds__(kWarp) exact_sum_round(const int64_t* words, d
 int point_distances(int dtype, const void* x, int64_t problem_stride, int64_t row_stride, int64_t problems, int64_t n,
                     int64_t d, const void* centroids, int64_t k, const int64_t* labels, const double* weight,
                     double* out, void* stream) {
-  auto run = [&](auto* launcher) {
-    return launcher(x, problem_stride, row_stride, problems, n, d, centroids, k, labels, weight, out,
-                    static_cast<cudaStream_t>(stream));
-  };
-  switch (dtype) {
-    case DCFAST_FLOAT32:
-      return run(point_distances_all<float>);
-    case DCFAST_FLOAT64:
-      return run(point_distances_all<double>);
-    case DCFAST_FLOAT16:
-      return run(point_distances_all<__half>);
-    case DCFAST_BFLOAT16:
-      return run(point_distances_all<__nv_bfloat16>);
-    default:
-      return DCFAST_INVALID_DTYPE;
-  }
+  return with_dtype(dtype, [&](auto element) {
+    return point_distances_all<decltype(element)>(x, problem_stride, row_stride, problems, n, d, centroids, k, labels,
+                                                  weight, out, static_cast<cudaStream_t>(stream));
+  });
 }
 
 int exact_sum(const double* values, int64_t rows, int64_t length, int64_t* words, double* out, void* stream) {

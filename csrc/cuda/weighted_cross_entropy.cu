@@ -458,30 +458,14 @@ int launch_rows(bool from_statistics, const Arguments<T>& a, cudaStream_t stream
   return launch_status();
 }
 
-template <class F>
-int with_type(int dtype, int64_t k, F run) {
-  if (k > INT_MAX) return DCFAST_OUT_OF_RANGE;
-  switch (dtype) {
-    case DCFAST_FLOAT32:
-      return run(float());
-    case DCFAST_FLOAT64:
-      return run(double());
-    case DCFAST_FLOAT16:
-      return run(__half());
-    case DCFAST_BFLOAT16:
-      return run(__nv_bfloat16());
-    default:
-      return DCFAST_INVALID_DTYPE;
-  }
-}
-
 }  // namespace
 
 int weighted_cross_entropy(int dtype, const void* logits, int64_t row_stride, const int64_t* target, const void* sizes,
                            const void* weights, int64_t n, int64_t k, int64_t ignore_index, double label_smoothing,
                            bool mean, const void* row_gradients, int64_t row_gradient_stride, void* losses,
                            void* maxima, void* log_sums, void* sum, void* total, void* gradient, void* stream) {
-  return with_type(dtype, k, [&](auto type) {
+  if (k > INT_MAX) return DCFAST_OUT_OF_RANGE;
+  return with_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     using W = typename Element<T>::Wide;
     const auto on = static_cast<cudaStream_t>(stream);
@@ -510,7 +494,8 @@ int weighted_cross_entropy_backward(int dtype, const void* logits, int64_t row_s
                                     const void* sizes, const void* weights, int64_t n, int64_t k, int64_t ignore_index,
                                     double label_smoothing, const void* row_gradients, int64_t row_gradient_stride,
                                     const void* divisor, void* maxima, void* log_sums, void* gradient, void* stream) {
-  return with_type(dtype, k, [&](auto type) {
+  if (k > INT_MAX) return DCFAST_OUT_OF_RANGE;
+  return with_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     using W = typename Element<T>::Wide;
     return launch_rows<T>(true,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -62,7 +63,7 @@ def _normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (pixels - mean) / std
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """What a run trains under its top layer.
 
     Attributes
@@ -73,17 +74,17 @@ class Backbone(nn.Module):
 
     feature_dim: int
 
+    @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:
         """Return what is clustered: (N, 3, H, W) images, uint8 or floats in 0..1 -> (N, feature_dim)."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the top layer takes: `forward_features` after a ReLU."""
         return torch.relu(self.forward_features(images))
 
+    @abstractmethod
     def conv_outputs(self, images: Tensor) -> list[Tensor]:
         """Return the output of every convolution block, first block first: what the probe looks at."""
-        raise NotImplementedError
 
 
 class ConvNet(Backbone):
