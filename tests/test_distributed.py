@@ -58,6 +58,14 @@ def test_the_bits_of_one_process(size, share, name, found, alone):
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_components_have_the_bits_of_one_process(size, found):
+    expected = ranks.whitened(ranks.tall())
+    for rank in found[size]:
+        assert rank["whitened"] == expected
+        assert rank["whitened chunks"] == expected[2]
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ranks.FAILURES)
 def test_errors_reach_every_rank(size, name, found):
     kind, message = ranks.FAILURES[name]

@@ -106,6 +106,21 @@ class Ranks:
             dist.broadcast_object_list(values, dist.get_global_rank(self.group, 0), group=self.group)
         return values[0]
 
+    def in_turn(self, step: Callable[[Any], Any], start: Any, end: Callable[[Any], Any]) -> Any:
+        """What `end` makes of `start` after every rank's own `step`, one rank after the other."""
+        if self.size == 1:
+            return end(step(start))
+        values, last = [start], self.size - 1
+        if self.rank > 0:
+            dist.recv_object_list(values, dist.get_global_rank(self.group, self.rank - 1), self.group, self.device)
+        values = [step(values[0])]
+        if self.rank < last:
+            dist.send_object_list(values, dist.get_global_rank(self.group, self.rank + 1), self.group, self.device)
+        else:
+            values = [end(values[0])]
+        dist.broadcast_object_list(values, dist.get_global_rank(self.group, last), self.group, self.device)
+        return values[0]
+
     def to_first(self, value: Any) -> list[Any]:
         """Every rank's object, on the first rank; an empty list on the others."""
         if self.size == 1:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from numbers import Integral
 from typing import Any
 
@@ -14,10 +16,12 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
 from dcfast.cluster import arrays
+from dcfast.cluster.ranks import ProcessGroup, Ranks
 
-# Rows per product. The covariance is a sum of one product per block, in order, so that the chunks in which the data
-# arrives do not change a bit of it.
-_BLOCK_ROWS = 4096
+# Rows per product. The covariance is the sum of one product per block by a fixed tree, so that neither the chunks in
+# which the data arrives nor the ranks that hold it change a bit of it. Large enough that adding a product costs a
+# twentieth of making it.
+BLOCK_ROWS = 1024
 
 
 @contextlib.contextmanager
@@ -46,6 +50,10 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         become 0, not infinite.
     normalize : bool, default=True
         Divide each row by its length; rows of zeros stay zeros.
+    process_group : torch.distributed.ProcessGroup or bool, optional
+        The processes that fit together, each on rows of its own, those of the first rank first; True is the default
+        group. All get the same components: those of one process, bit for bit, if every rank's rows but the last's are
+        a multiple of 1,024.
 
     Attributes
     ----------
@@ -58,9 +66,9 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
     Notes
     -----
-    O(n_samples n_features^2 + n_features^3) operations in float64, one pass over the data in blocks of 4,096 rows:
-    memory beyond the input is O(n_features^2). The same bits for any chunks and number of threads on one machine;
-    BLAS does not promise them across processors.
+    O(n_samples n_features^2 + n_features^3) operations in float64, one pass over the data in blocks of 1,024 rows:
+    memory beyond the input is O(n_features^2 log(n_samples / 1024)). The same bits for any chunks and number of threads
+    on one machine; BLAS does not promise them across processors.
 
     Examples
     --------
@@ -74,15 +82,19 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "whiten": ["boolean"],
         "normalize": ["boolean"],
+        "process_group": ["boolean", ProcessGroup, None],
     }
 
-    def __init__(self, n_components: int = 256, whiten: bool = True, normalize: bool = True) -> None:
+    def __init__(
+        self, n_components: int = 256, whiten: bool = True, normalize: bool = True, process_group: Any = None
+    ) -> None:
         self.n_components = n_components
         self.whiten = whiten
         self.normalize = normalize
+        self.process_group = process_group
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None) -> PCAWhiten:
+    def fit(self, X: Any, y: Any = None, *, first_row: int = 0) -> PCAWhiten:
         """Find the components.
 
         Parameters
@@ -91,6 +103,8 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             numpy (memory-mapped too), torch or cupy. The chunks of an iterator are read once, and the fitted
             arrays are numpy's.
         y : Ignored
+        first_row : int
+            Rows that the ranks before this one have, where X is an iterator; of arrays the ranks tell one another.
 
         Returns
         -------
@@ -102,21 +116,23 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             If X is not finite, has fewer than 2 rows, or too few rows or columns for `n_components`.
         """
         chunks = X if isinstance(X, Iterator) else iter([X])
-        shift: torch.Tensor | None = None
-        count = 0
         answer = arrays.answer_like(X) if chunks is not X else arrays.answer_like(np.empty(0))
+        ranks = Ranks(self.process_group)
+        blocks = _blocks(self._validated(chunks))
         with one_thread():
-            for block in _blocks(self._validated(chunks)):
-                # Deviations from the first block's mean: far from the origin, x x^T - n m m^T would cancel.
-                if shift is None:
-                    shift = block.double().mean(0)
-                    total = torch.zeros_like(shift)
-                    products = shift.new_zeros(shift.numel(), shift.numel())
-                deviation = block.double() - shift
-                count += block.shape[0]
-                total += deviation.sum(0)
-                products += deviation.T @ deviation
-            if shift is None or count < 2:
+            with ranks.together():
+                first = next(blocks, None)
+                if first is None:
+                    raise ValueError("X has 0 sample(s): a covariance needs at least 2")
+            # Deviations from the first block's mean: far from the origin, x x^T - n m m^T would cancel.
+            shift = ranks.first(first.double().mean(0))
+            moments = _Moments(self._first_block(X, first_row, ranks))
+            with ranks.together():
+                for block in chain((first,), blocks):
+                    moments.append(block.double() - shift)
+            count, total, products = ranks.in_turn(moments.after, _Moments(0), _Moments.sum)
+            total, products = total.to(shift.device), products.to(shift.device)
+            if count < 2:
                 raise ValueError(f"X has {count} sample(s): a covariance needs at least 2")
             limit = min(count - 1, shift.numel())
             if self.n_components > limit:
@@ -133,6 +149,14 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         self.n_samples_seen_ = count
         self._n_features_out = self.n_components
         return self
+
+    @staticmethod
+    def _first_block(X: Any, first_row: int, ranks: Ranks) -> int:
+        if ranks.size == 1:
+            return 0
+        if not isinstance(X, Iterator):
+            first_row = sum(-(-rows // BLOCK_ROWS) * BLOCK_ROWS for rows in ranks.objects(len(X))[: ranks.rank])
+        return -(-first_row // BLOCK_ROWS)
 
     def _validated(self, chunks: Iterable[Any]) -> Iterator[torch.Tensor]:
         for index, chunk in enumerate(chunks):
@@ -162,25 +186,83 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             projection = projection * torch.where(variance > floor, variance.rsqrt(), 0)
         out = x.new_empty(x.shape[0], self.n_components)
         with one_thread():
-            for start in range(0, x.shape[0], _BLOCK_ROWS):
-                block = (x[start : start + _BLOCK_ROWS].double() - mean) @ projection
+            for start in range(0, x.shape[0], BLOCK_ROWS):
+                block = (x[start : start + BLOCK_ROWS].double() - mean) @ projection
                 if self.normalize:
                     norm = torch.linalg.vector_norm(block, dim=1, keepdim=True)
                     block /= torch.where(norm > 0, norm, 1)
-                out[start : start + _BLOCK_ROWS] = block
+                out[start : start + BLOCK_ROWS] = block
         return arrays.answer_like(X)(out)
 
 
+class _Moments:
+    """Sums of rows and of their outer products, by the binary tree over the numbers of the blocks.
+
+    Two children are added as soon as both are there, so that about as many nodes are held as the number of blocks has
+    bits, and the order of additions follows from the numbers alone.
+
+    Parameters
+    ----------
+    first : int
+        Number of the first block.
+    """
+
+    def __init__(self, first: int) -> None:
+        self._next = first
+        self._nodes: list[_Node] = []
+
+    def append(self, deviations: torch.Tensor) -> None:
+        """Add a block of rows (n, d)."""
+        products = deviations.T @ deviations
+        self._push(_Node(0, self._next, (torch.tensor(len(deviations)), deviations.sum(0), products)))
+        self._next += 1
+
+    def _push(self, node: _Node) -> None:
+        while self._nodes and self._nodes[-1].is_sibling(node):
+            left = self._nodes.pop()
+            node = _Node(node.level + 1, node.index // 2, left.plus(node))
+        self._nodes.append(node)
+
+    def after(self, before: _Moments) -> _Moments:
+        """Return the sums of these blocks and of others before them, on the CPU."""
+        for node in self._nodes:
+            before._push(_Node(node.level, node.index, tuple(one.cpu() for one in node.sums)))
+        return before
+
+    def sum(self) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """Return the number of rows, their sum (d,), and the sum of their outer products (d, d)."""
+        *others, node = self._nodes
+        for other in reversed(others):
+            node = _Node(other.level, other.index, other.plus(node))
+        rows, total, products = node.sums
+        return int(rows), total, products
+
+
+@dataclass
+class _Node:
+    """The sums over blocks ``index * 2**level`` to ``(index + 1) * 2**level``."""
+
+    level: int
+    index: int
+    sums: tuple[torch.Tensor, ...]
+
+    def is_sibling(self, right: _Node) -> bool:
+        return self.level == right.level and self.index % 2 == 0 and self.index + 1 == right.index
+
+    def plus(self, right: _Node) -> tuple[torch.Tensor, ...]:
+        return tuple(one + other for one, other in zip(self.sums, right.sums, strict=True))
+
+
 def _blocks(chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The rows of the chunks in blocks of `_BLOCK_ROWS`, the last one shorter."""
+    """The rows of the chunks in blocks of `BLOCK_ROWS`, the last one shorter."""
     pending: list[torch.Tensor] = []
     rows = 0
     for chunk in chunks:
         while chunk.shape[0]:
-            part, chunk = chunk.split([n := min(chunk.shape[0], _BLOCK_ROWS - rows), chunk.shape[0] - n])
+            part, chunk = chunk.split([n := min(chunk.shape[0], BLOCK_ROWS - rows), chunk.shape[0] - n])
             pending.append(part)
             rows += n
-            if rows == _BLOCK_ROWS:
+            if rows == BLOCK_ROWS:
                 yield pending[0] if len(pending) == 1 else torch.cat(pending)
                 pending, rows = [], 0
     if rows:

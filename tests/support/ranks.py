@@ -18,7 +18,7 @@ import scipy.sparse
 import torch
 import torch.distributed as dist
 
-from dcfast import KMeans
+from dcfast import KMeans, PCAWhiten
 
 N, D = 160, 5
 
@@ -89,6 +89,20 @@ def fit(X, weight, arguments, **more):
     centers = torch.as_tensor(model.cluster_centers_).double().numpy().tobytes()
     found = {"centers": centers, "inertia": model.inertia_, "n_iter": model.n_iter_, "steps": seen}
     return found, np.asarray(model.labels_), output.getvalue()
+
+
+# Blocks of rows that every rank but the last has, by the number of ranks; the trees of sums meet in all of these ways.
+BLOCKS = {2: (3,), 4: (1, 4, 2)}
+
+
+def whitened(X, **arguments):
+    """The bits of PCA, and of the rows after it."""
+    pca = PCAWhiten(4, **arguments).fit(X)
+    return pca.n_samples_seen_, pca.mean_.tobytes(), pca.components_.tobytes(), pca.explained_variance_.tobytes()
+
+
+def tall():
+    return np.repeat(rows(n=1024), 9, axis=0)[:-500] + np.arange(9 * 1024 - 500, dtype=np.float32)[:, None] % 7
 
 
 class BreaksLater:
@@ -177,6 +191,11 @@ def main(folder):
         group = dist.group.WORLD if share == "evenly" else True
         part = None if weight is None else weight[own]
         found[share, name] = fit(source(X[own]), part, arguments, process_group=group, max_memory=2500, **other)
+    bounds = [0, *itertools.accumulate(1024 * n for n in BLOCKS[size]), None]
+    X = tall()[bounds[rank] : bounds[rank + 1]]
+    found["whitened"] = whitened(X, process_group=True)
+    chunks = PCAWhiten(4, process_group=True).fit(iter(np.array_split(X, 5)), first_row=bounds[rank])
+    found["whitened chunks"] = chunks.components_.tobytes()
     for name in FAILURES:
         try:
             failing(name, rank)
