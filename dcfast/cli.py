@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,26 +116,30 @@ def train(
         metrics = where / "metrics.jsonl"
         n_epochs = len(metrics.read_text().splitlines()) if metrics.exists() else 0
         saved = f"epochs 1 to {n_epochs} are saved" if n_epochs else "no epoch had ended"
-        return f"interrupted; {saved}; go on with: dcfast train --resume {where}"
+        n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        program = "dcfast" if n_ranks == 1 else f"torchrun --nproc-per-node {n_ranks} -m dcfast"
+        return f"interrupted; {saved}; go on with: {program} train --resume {where}"
 
     with _clean_errors(interrupted):
         # Importing torch takes a second, which --help and mistakes should not have to wait for.
         from dcfast.deepcluster import trainer as deepcluster
         from dcfast.deepcluster.config import TrainConfig
+        from dcfast.deepcluster.torchrun import joined
 
-        if resume is not None:
-            run = deepcluster.resume(resume, epochs=epochs, workers=workers, cache=cache, max_memory=max_memory)
-        else:
-            assert data is not None
-            assert output is not None
-            options: dict[str, Any] = {
-                name: value
-                for name, value in context.params.items()
-                if name not in {"data", "output", "resume", "overwrite"}
-            }
-            run = deepcluster.start(data, output, TrainConfig(**options), overwrite=overwrite)
-        run.fit()
-        run.summary()
+        with joined(device):
+            if resume is not None:
+                run = deepcluster.resume(resume, epochs=epochs, workers=workers, cache=cache, max_memory=max_memory)
+            else:
+                assert data is not None
+                assert output is not None
+                options: dict[str, Any] = {
+                    name: value
+                    for name, value in context.params.items()
+                    if name not in {"data", "output", "resume", "overwrite"}
+                }
+                run = deepcluster.start(data, output, TrainConfig(**options), overwrite=overwrite)
+            run.fit()
+            run.summary()
 
 
 @app.command()
@@ -199,6 +204,9 @@ def _was_given(context: typer.Context, name: str) -> bool:
 
 
 def _fail(message: str, status: int = 2) -> None:
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        message = f"process {rank}: {message}"
     Console(stderr=True).print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(status)
 
@@ -207,14 +215,36 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     Console(stderr=True).print(f"warning: {message}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: schedulers ask a process to end by it, and torchrun does where another one has failed."""
+
+
+def _terminated(*_: object) -> None:
+    raise _Terminated
+
+
+@contextmanager
+def _said_elsewhere() -> Iterator[None]:
+    """End quietly on an error that another of torchrun's processes has raised, and says."""
+    try:
+        yield
+    except Exception as error:
+        if any(note.startswith("raised on rank") for note in getattr(error, "__notes__", ())):
+            raise typer.Exit(1) from None
+        raise
+
+
 @contextmanager
 def _clean_errors(interrupted: Callable[[], str]) -> Iterator[None]:
     """Turn warnings and what a user can put right into one line each, and Ctrl-C into how to go on."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _said_elsewhere():
             warnings.showwarning = _show_warning
             yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if os.environ.get("RANK", "0") != "0" and not isinstance(stop, _Terminated):
+            raise typer.Exit(130) from None  # the first process has it from the terminal too, and says so
         _fail(interrupted(), 130)
     except FloatingPointError as error:
         _fail(str(error), 1)

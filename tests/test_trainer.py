@@ -251,6 +251,7 @@ def test_what_a_run_leaves(reference):
             "stopped_clustering",
             "images_per_second",
             "n_corrupt",
+            "n_ranks",
             "lr",
             "seconds",
             "waiting",

@@ -13,6 +13,7 @@ import torch
 from dcfast.cluster.points import parse_memory
 from dcfast.deepcluster.clusterers import KMEANS, find_clusterer
 from dcfast.deepcluster.keyed import MAX_SEED
+from dcfast.deepcluster.torchrun import local_size
 
 __all__ = ["ARCHITECTURES", "BALANCES", "CUSTOM", "PRECISIONS", "TrainConfig"]
 
@@ -94,7 +95,7 @@ class TrainConfig:
         gradient, except that batch normalisation sees each part by itself.
     max_memory : int, str or None
         Bytes (or such as '8GiB') of features to hold in memory; more are kept in a file in the run directory, with the
-        same results. By default half of the memory of the device.
+        same results. By default half of the memory of the device; of the machine, shared by its processes.
     """
 
     arch: str | None = None
@@ -250,7 +251,7 @@ class TrainConfig:
 def _memory(device: str) -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_size()
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -16,9 +16,10 @@ from torch import Tensor
 from dcfast.deepcluster.keyed import Stream, uniform_rows
 
 if TYPE_CHECKING:
+    from dcfast.cluster.ranks import Ranks
     from dcfast.deepcluster.data import ImageData
 
-__all__ = ["Batches", "CentreCrops", "RandomCrops", "centre_box", "random_box", "resized"]
+__all__ = ["Batches", "CentreCrops", "RandomCrops", "centre_box", "own_part", "random_box", "resized"]
 
 Box = tuple[float, float, float, float]
 
@@ -83,18 +84,30 @@ def resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
     return np.array(image.resize((size, size), Image.Resampling.BILINEAR, box=box)).reshape(size, size, -1)
 
 
-class CentreCrops(torch.utils.data.Dataset[Tensor]):
-    """Item b is the b-th batch of centre crops, uint8 (batch, data.channels, S, S) in channels-last memory."""
+def own_part(n_images: int, rank: int, n_ranks: int) -> range:
+    """Return which images of a batch a process works on.
 
-    def __init__(self, data: ImageData, batch_size: int) -> None:
+    The parts of all processes follow one another and differ by at most one image.
+    """
+    return range(n_images * rank // n_ranks, n_images * (rank + 1) // n_ranks)
+
+
+class CentreCrops(torch.utils.data.Dataset[Tensor]):
+    """Item b is the b-th batch of centre crops, uint8 (batch, data.channels, S, S) in channels-last memory.
+
+    ``members`` are the images, by number; all of them by default.
+    """
+
+    def __init__(self, data: ImageData, batch_size: int, members: range | None = None) -> None:
         self._data, self._batch_size = data, batch_size
+        self._members = range(len(data)) if members is None else members
 
     def __len__(self) -> int:
-        return -(-len(self._data) // self._batch_size)
+        return -(-len(self._members) // self._batch_size)
 
     def __getitem__(self, number: int) -> Tensor:
         first = number * self._batch_size
-        members = range(first, min(first + self._batch_size, len(self._data)))
+        members = self._members[first : first + self._batch_size]
         return torch.stack([self._data.eval_image(index).permute(1, 2, 0) for index in members]).permute(0, 3, 1, 2)
 
 
@@ -118,6 +131,8 @@ class RandomCrops(torch.utils.data.Dataset[Tensor]):
         Smallest share of an image's area.
     flip : bool
         Mirror every other crop.
+    ranks : Ranks, optional
+        The processes that share every batch; `own_part` of it is made here, or the first image where that is none.
     """
 
     def __init__(
@@ -130,7 +145,9 @@ class RandomCrops(torch.utils.data.Dataset[Tensor]):
         epoch: int,
         min_crop: float,
         flip: bool,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._rank, self._n_ranks = (0, 1) if ranks is None else (ranks.rank, ranks.size)
         self._data, self._order, self._batch_size = data, order, batch_size
         self._seed, self._epoch, self._min_crop, self._flip = seed, epoch, min_crop, flip
 
@@ -138,8 +155,10 @@ class RandomCrops(torch.utils.data.Dataset[Tensor]):
         return -(-len(self._order) // self._batch_size)
 
     def __getitem__(self, number: int) -> Tensor:
-        first = number * self._batch_size
-        members = self._order[first : first + self._batch_size]
+        start = number * self._batch_size
+        own = own_part(len(self._order[start : start + self._batch_size]), self._rank, self._n_ranks) or range(1)
+        first = start + own.start
+        members = self._order[first : start + own.stop]
         draws = uniform_rows(self._seed, Stream.CROP, self._epoch, first, len(members), _DRAWS)
         size = self._data.image_size
         pixels = np.empty((len(members), size, size, self._data.channels), dtype=np.uint8)

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dcfast import KMeans, PCAWhiten, ops
-from dcfast.cluster.points import parse_memory
+from dcfast.cluster.points import open_points, parse_memory
+from dcfast.cluster.ranks import Ranks
+from dcfast.cluster.whiten import BLOCK_ROWS
 from dcfast.deepcluster.clusterers import KMEANS, cluster_by
-from dcfast.deepcluster.config import TrainConfig
-from dcfast.deepcluster.crops import Batches, CentreCrops, RandomCrops
+from dcfast.deepcluster.config import CUSTOM, TrainConfig
+from dcfast.deepcluster.crops import Batches, CentreCrops, RandomCrops, own_part
 from dcfast.deepcluster.data import ImageData
 from dcfast.deepcluster.keyed import Stream, seed_for, torch_draws
 from dcfast.deepcluster.metrics import cluster_sizes
@@ -25,14 +28,14 @@ from dcfast.deepcluster.progress import Display, bound
 from dcfast.deepcluster.rundir import mapped_array
 from dcfast.nn import InverseSizeCrossEntropy
 
-__all__ = ["Clustering", "cluster_features", "extract_features", "train_epoch"]
+__all__ = ["Clustering", "check_ranks", "cluster_features", "extract_features", "train_epoch"]
 
 NOISE = -1  # scikit-learn's label of points that belong to no cluster
 
 _SHOW_EVERY = 10  # steps between looks at the loss, each of which waits for the device
 # Rows of features that PCA is given at once: whole blocks of its own (see `dcfast.cluster.whiten`), so that its bits do
 # not depend on where the features are.
-_PCA_ROWS = 4 * 4096
+_PCA_ROWS = 16 * BLOCK_ROWS
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,27 @@ class Clustering:
     kmeans_seconds: float
 
 
+def check_ranks(n_images: int, config: TrainConfig, ranks: Ranks) -> None:
+    """Raise ValueError if so many processes cannot share a run."""
+    n_blocks = -(-n_images // BLOCK_ROWS)
+    if n_blocks < ranks.size:
+        raise ValueError(
+            f"{n_images} images are {n_blocks} blocks of {BLOCK_ROWS}, too few for {ranks.size} processes: run fewer"
+        )
+    if ranks.size > 1 and config.clusterer != KMEANS:
+        raise ValueError(
+            f"clusterer={config.clusterer!r} needs all features in one process, here are {ranks.size}: start the run "
+            "without torchrun"
+        )
+
+
+def own_rows(n_images: int, ranks: Ranks) -> range:
+    """Return the images whose features this process holds: whole blocks of PCA, so that no bit depends on the ranks."""
+    n_blocks = -(-n_images // BLOCK_ROWS)
+    first, end = (n_blocks * rank // ranks.size * BLOCK_ROWS for rank in (ranks.rank, ranks.rank + 1))
+    return range(first, min(end, n_images))
+
+
 def extract_features(
     model: Backbone,
     data: ImageData,
@@ -68,8 +92,9 @@ def extract_features(
     display: Display,
     waiting: dict[str, float],
     folder: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Tensor:
-    """Compute the features of all centre crops in eval mode.
+    """Compute the features of the centre crops in eval mode.
 
     Parameters
     ----------
@@ -83,11 +108,14 @@ def extract_features(
         Is told how many seconds of 'features' went into waiting for images.
     folder : Path, optional
         Where features beyond ``config.max_memory`` are kept; by default the system's directory of temporary files.
+    ranks : Ranks, optional
+        The processes that share the images.
 
     Returns
     -------
     Tensor of shape (N, model.feature_dim), float32
-        On the device of the model, or in a mapped file if its 4 N feature_dim bytes are more than config.max_memory.
+        Of all images, or of `own_rows`. On the device of the model, or in a mapped file if its 4 N feature_dim bytes
+        are more than config.max_memory.
 
     Raises
     ------
@@ -95,22 +123,25 @@ def extract_features(
         If a feature is not finite.
     """
     device = next(model.parameters()).device
-    features = torch.as_tensor(_rows(len(data), model.feature_dim, config, device, folder))
-    batches = Batches(CentreCrops(data, _part(config)), _required(config.workers), device)
+    ranks = ranks or Ranks()
+    rows = own_rows(len(data), ranks)
+    features = torch.as_tensor(_room(len(rows), model.feature_dim, config, device, folder))
+    batches = Batches(CentreCrops(data, _part(config), rows), _required(config.workers), device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     model.eval()
     done = 0
     start = time.perf_counter()
-    with torch.inference_mode(), display.stage("features", len(data)) as advance:
+    with torch.inference_mode(), display.stage("features", len(rows)) as advance:
         for images in batches:
             with _autocast(config, device):
-                rows = model.forward_features(images)
-            features[done : done + len(images)] = rows
-            finite &= torch.isfinite(rows).all()
+                batch = model.forward_features(images)
+            features[done : done + len(images)] = batch
+            finite &= torch.isfinite(batch).all()
             done += len(images)
             advance(len(images), bound(time.perf_counter() - start, batches.waited))
-    if not finite:
-        raise FloatingPointError("the network's features are not finite")
+    with ranks.together():
+        if not finite:
+            raise FloatingPointError("the network's features are not finite")
     waiting["features"] = batches.waited
     return features
 
@@ -122,12 +153,14 @@ def cluster_features(
     display: Display,
     previous: np.ndarray | None = None,
     folder: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Clustering:
     """Reduce, whiten and normalise the features, and cluster them.
 
     Parameters
     ----------
     features : Tensor of shape (N, d), float32
+        With several ranks those of `own_rows`.
     config : TrainConfig
         Resolved options.
     epoch : int
@@ -140,17 +173,23 @@ def cluster_features(
         larger one. Without it k-means starts from random points.
     folder : Path, optional
         Where reduced features beyond ``config.max_memory`` are kept, as for `extract_features`.
+    ranks : Ranks, optional
+        The processes that cluster together, as `check_ranks` allows. All get the clustering of all images: that of one
+        process, bit for bit.
 
     Raises
     ------
     ValueError
         If the configured clusterer finds fewer than two clusters.
     """
-    n_images, dim = features.shape
+    ranks = ranks or Ranks()
+    own, dim = features.shape
+    counts = ranks.objects(own)
+    n_images, first = sum(counts), sum(counts[: ranks.rank])
     n_clusters = _required(config.n_clusters)
     start = time.perf_counter()
     device = torch.device(config.device)
-    with display.stage("pca", 2 * n_images) as advance:
+    with display.stage("pca", 2 * own) as advance:
         # N points span at most N - 1 dimensions once their mean is gone.
         n_components = max(1, min(config.pca, n_images - 1, dim))
 
@@ -159,8 +198,8 @@ def cluster_features(
                 yield rows.to(device)
                 advance(len(rows))
 
-        pca = PCAWhiten(n_components).fit(chunks())
-        points = _rows(n_images, n_components, config, device, folder)
+        pca = PCAWhiten(n_components, process_group=ranks.group).fit(chunks(), first_row=first)
+        points = _room(own, n_components, config, device, folder)
         reduced = torch.as_tensor(points)  # the same memory
         for rows, part in zip(chunks(), reduced.split(_PCA_ROWS), strict=True):
             part.copy_(pca.transform(rows))
@@ -171,7 +210,9 @@ def cluster_features(
         if config.clusterer == KMEANS:
             kmeans = KMeans(
                 n_clusters,
-                init="random" if previous is None else _means(reduced, previous, n_clusters, seed),
+                init="random"
+                if previous is None
+                else _means(reduced, previous[first : first + own], n_clusters, seed, ranks),
                 n_init=1,
                 max_iter=config.kmeans_iterations,
                 tol=0.0,
@@ -179,8 +220,9 @@ def cluster_features(
                 empty="split",
                 max_memory=config.max_memory,
                 callback=lambda iteration, n_moved: advance(1, f"{n_moved} moved"),
+                process_group=ranks.group,
             ).fit(points)
-            labels = torch.as_tensor(kmeans.labels_).cpu().numpy()
+            labels = np.concatenate(ranks.objects(torch.as_tensor(kmeans.labels_).cpu().numpy()))
             objective, iterations = float(kmeans.inertia_) / n_images, int(kmeans.n_iter_)
             n_empty = n_clusters - len(np.unique(labels))
         else:
@@ -199,11 +241,14 @@ def cluster_features(
     )
 
 
-def _means(points: Tensor, assignments: np.ndarray, n_clusters: int, seed: int) -> Tensor:
-    """Return (n_clusters, d) means of the clusters; numbers that no cluster has split a larger one."""
-    labels = torch.from_numpy(assignments).to(points.device)
-    sums = ops.accumulate(points, labels, n_clusters)
-    means = ops.means(sums, points.new_zeros(n_clusters, points.shape[1]))
+def _means(rows: Tensor, assignments: np.ndarray, n_clusters: int, seed: int, ranks: Ranks) -> Tensor:
+    """Return (n_clusters, d) means of the clusters of all ranks; numbers that no cluster has split a larger one."""
+    points = open_points(KMeans(), rows, reset=True, ranks=ranks)
+    running = ops.RunningSums(n_clusters, points.row_grid, device=rows.device)
+    labels = torch.from_numpy(assignments).to(rows.device)
+    running.move(rows, labels, torch.full_like(labels, -1))
+    sums = points.total_sums(running)
+    means = ops.means(sums, rows.new_zeros(n_clusters, rows.shape[1]))
     return ops.split_empty(means, sums.counts, seed, 0)[0]
 
 
@@ -227,6 +272,7 @@ def train_epoch(
     epoch: int,
     display: Display,
     waiting: dict[str, float],
+    ranks: Ranks | None = None,
 ) -> float:
     """Train on one epoch's images, their clusters being the targets.
 
@@ -252,19 +298,24 @@ def train_epoch(
         Shows the progress.
     waiting : dict
         Is told how many seconds of 'training' went into waiting for images.
+    ranks : Ranks, optional
+        The processes that share every batch, and then have the same weights. The gradient is that of the whole batch,
+        except that batch normalisation sees each part of it by itself; its statistics are those of the first rank.
 
     Returns
     -------
     float
-        Mean loss over the epoch's images.
+        Mean loss over the epoch's images, of all ranks.
 
     Raises
     ------
     FloatingPointError
         Soon after the loss is no longer finite.
     """
+    ranks = ranks or Ranks()
     device = top_layer.weight.device
     batch_size = _required(config.batch_size)
+    network = _shared(nn.Sequential(model, top_layer), config, ranks)
     crops = RandomCrops(
         data,
         order,
@@ -273,6 +324,7 @@ def train_epoch(
         epoch=epoch,
         min_crop=config.min_crop or 1.0,
         flip=bool(config.flip),
+        ranks=ranks,
     )
     targets = torch.from_numpy(assignments[order]).to(device)
     sizes = torch.from_numpy(cluster_sizes(assignments)).to(device)
@@ -285,37 +337,60 @@ def train_epoch(
     model.train()
     with display.stage("training", len(order)) as advance:
         for step, images in enumerate(batches):
-            target = targets[done : done + len(images)]
+            batch = targets[done : done + batch_size]
+            own = own_part(len(batch), ranks.rank, ranks.size)
+            # Every rank takes part in every step: one for which no image is left works for nothing.
+            target, counts = (batch[own.start : own.stop], ranks.size) if own else (batch[:1], 0)
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
-            parts = zip(images.split(_part(config)), target.split(_part(config)), strict=True)
+            parts = list(zip(images.split(_part(config, ranks)), target.split(_part(config, ranks)), strict=True))
             for number, (part, aim) in enumerate(parts):
-                position = step * config.accumulate + number
-                with torch_draws(device, config.seed, Stream.DROPOUT, epoch, position), _autocast(config, device):
-                    logits = top_layer(model(part))
-                # The loss of a batch is the mean of those of its parts, each with the weight of its images.
-                loss = criterion(logits.float(), aim) * (weight[aim].sum() / weight[target].sum())
-                scaler.scale(loss).backward()
-                total += loss.detach().double() * len(images)
+                position = (step * config.accumulate + number) * ranks.size + ranks.rank
+                with contextlib.ExitStack() as stack:
+                    if isinstance(network, DistributedDataParallel) and number < len(parts) - 1:
+                        stack.enter_context(network.no_sync())
+                    with torch_draws(device, config.seed, Stream.DROPOUT, epoch, position), _autocast(config, device):
+                        logits = network(part)
+                    # The loss of a batch is the mean of those of its parts, each with the weight of its images; DDP
+                    # takes the mean over the ranks.
+                    loss = criterion(logits.float(), aim) * (weight[aim].sum() / weight[batch].sum() * counts)
+                    scaler.scale(loss).backward()
+                total += loss.detach().double() * (len(batch) / ranks.size)
             for optimizer in optimizers:
                 scaler.step(optimizer)
             scaler.update()
-            done += len(images)
+            done += len(batch)
             if step % _SHOW_EVERY == 0 or done == len(order):
-                mean = total.item() / done
+                mean = ranks.sum(total).item() / done
                 # NaN and infinity never leave a sum, so a look now and then misses none.
                 if not np.isfinite(mean):
-                    raise FloatingPointError(f"the loss is {mean} at step {step + 1}")
+                    with ranks.together():  # all have seen it; one says so
+                        if ranks.rank == 0:
+                            raise FloatingPointError(f"the loss is {mean} at step {step + 1}")
                 seconds = time.perf_counter() - start
                 note = f"loss {mean:.3f}  {done / seconds:.0f} images/s  {bound(seconds, batches.waited)}"
-            advance(len(images), note)
+            advance(len(batch), note)
+    for buffer in model.buffers():
+        buffer.copy_(ranks.first(buffer))
     waiting["training"] = batches.waited
-    return total.item() / done
+    return mean
 
 
-def _part(config: TrainConfig) -> int:
+def _shared(network: nn.Sequential, config: TrainConfig, ranks: Ranks) -> nn.Module:
+    """Return the network, or what adds its gradients up over the ranks."""
+    if ranks.size == 1:
+        return network
+    # A network of the user's own may have parameters that its features do not depend on.
+    unused = config.arch == CUSTOM
+    return DistributedDataParallel(
+        network, process_group=ranks.group, gradient_as_bucket_view=True, find_unused_parameters=unused
+    )
+
+
+def _part(config: TrainConfig, ranks: Ranks | None = None) -> int:
     """Images that pass through the network at once."""
-    return -(-_required(config.batch_size) // config.accumulate)
+    own = -(-_required(config.batch_size) // (1 if ranks is None else ranks.size))
+    return -(-own // config.accumulate)
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -324,7 +399,7 @@ def _autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractC
     return torch.autocast(device.type, getattr(torch, config.precision))
 
 
-def _rows(
+def _room(
     n_rows: int, width: int, config: TrainConfig, device: torch.device, folder: Path | None
 ) -> Tensor | np.memmap:
     """Return room for float32 rows: on the device, or in a mapped file if they are more than ``config.max_memory``."""

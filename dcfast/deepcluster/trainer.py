@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import os
 import platform
 import time
@@ -14,21 +15,25 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from dcfast.cluster.ranks import Ranks
 from dcfast.deepcluster import report
 from dcfast.deepcluster.cache import CacheLayout
 from dcfast.deepcluster.config import CUSTOM, TrainConfig
-from dcfast.deepcluster.data import DatasetSource, ImageData, check_images, describe_source, open_source
+from dcfast.deepcluster.data import DatasetSource, ImageData, Source, check_images, describe_source, open_source
 from dcfast.deepcluster.keyed import Stream, torch_draws
 from dcfast.deepcluster.metrics import cluster_sizes, moved_points, nmi, settled
-from dcfast.deepcluster.models import build_top_layer, load_state
+from dcfast.deepcluster.models import Backbone, build_top_layer, load_state
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.run import SAME_NETWORK, initial_model, starting_model
 from dcfast.deepcluster.rundir import RunDir
 from dcfast.deepcluster.sampler import plain_order, uniform_order
-from dcfast.deepcluster.stages import cluster_features, extract_features, train_epoch
+from dcfast.deepcluster.stages import check_ranks, cluster_features, extract_features, train_epoch
+from dcfast.deepcluster.torchrun import all_ranks
 from dcfast.deepcluster.weights import load_weights
 
 __all__ = ["Trainer", "resume", "start"]
@@ -62,6 +67,8 @@ class Trainer:
         With a configuration in it; its checkpoint, if there is one, is where the run goes on.
     display : Display
         Shows the progress.
+    ranks : Ranks
+        The processes that train together. Only the first one reads and writes the directory.
     backbone : nn.Module, optional
         The network of the user's own, a copy of which is trained.
     """
@@ -72,12 +79,15 @@ class Trainer:
         data: ImageData,
         directory: RunDir,
         display: Display,
+        ranks: Ranks,
         backbone: torch.nn.Module | None = None,
     ) -> None:
-        self.config, self.data, self.dir, self.display = config, data, directory, display
+        self.config, self.data, self.dir, self.display, self.ranks = config, data, directory, display, ranks
         self._backbone = backbone
+        ranks.from_first(lambda: check_ranks(len(data), config, ranks))
         self.device = torch.device(config.device)
-        self.model = starting_model(config, directory, backbone).to(self.device)
+        model: Backbone = ranks.from_first(lambda: starting_model(config, directory, backbone))
+        self.model = model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -89,7 +99,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.assignments: np.ndarray | None = None
         self.history: list[dict[str, Any]] = []
-        checkpoint = directory.read_checkpoint(self.device)
+        checkpoint = ranks.from_first(directory.read_checkpoint)
         if checkpoint is not None:
             self._restore(checkpoint)
 
@@ -111,19 +121,19 @@ class Trainer:
         The messages name the checkpoint that still is good.
         """
         epochs = self.config.epochs or 0
-        with (
-            reproducible(self.config.threads or 1, self.device),
-            SummaryWriter(str(self.dir.tensorboard), purge_step=self.finished + 1) as board,
-        ):
+        with reproducible(self.config.threads or 1, self.device), self._board() as board:
             self.display.header()
             for record in self.history:
                 self.display.epoch(record, epochs)
             for epoch in range(self.finished, epochs):
                 with self._last_good(epoch):
                     record = self._epoch(epoch)
-                    self._log(board, record)
+                    if board is not None:
+                        self._log(board, record)
                     self._save(record)
                 self.display.epoch(record, epochs)
+        if self.ranks.rank > 0:
+            return
         source = self.data.source
         with self.display.stage("report", 1) as advance:
             report.write_report(
@@ -132,7 +142,7 @@ class Trainer:
             advance(1)
 
     def summary(self) -> None:
-        """Print how the first and the last epoch compare, and where everything is."""
+        """Print how the first and the last epoch compare, and where everything is; on the first rank alone."""
         table = Table(title=f"{self.finished} epochs, {len(self.data)} images")
         for heading in ("", "loss", "objective", "NMI with previous", "NMI with labels", "empty", "largest"):
             table.add_column(heading, justify="right")
@@ -150,6 +160,14 @@ class Trainer:
             ("tensorboard", self.dir.tensorboard),
         ):
             self.display.say(f"{what:>12}  {path}")
+
+    @contextmanager
+    def _board(self) -> Iterator[SummaryWriter | None]:
+        if self.ranks.rank > 0:
+            yield None
+            return
+        with SummaryWriter(str(self.dir.tensorboard), purge_step=self.finished + 1) as board:
+            yield board
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         config = self.config
@@ -175,6 +193,7 @@ class Trainer:
             epoch,
             self.display,
             waiting,
+            self.ranks,
         )
         seconds["training"] = time.perf_counter() - began
         return {
@@ -183,6 +202,7 @@ class Trainer:
             **clustering,
             "images_per_second": len(order) / seconds["training"],
             "n_corrupt": len(self.data.corrupt),
+            "n_ranks": self.ranks.size,
             "lr": config.lr,
             "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
             "waiting": {stage: round(spent, 4) for stage, spent in waiting.items()},
@@ -192,12 +212,13 @@ class Trainer:
         """Cluster anew and start a new top layer; return the epoch's metrics about it."""
         self._stage = "features"
         began = time.perf_counter()
-        features = extract_features(self.model, self.data, self.config, self.display, waiting, self.dir.path)
+        folder = self.dir.path if self.dir.path.is_dir() else None  # another machine may not have it
+        features = extract_features(self.model, self.data, self.config, self.display, waiting, folder, self.ranks)
         seconds["features"] = time.perf_counter() - began
         self._stage = "clustering"
         previous = self.assignments
         start = previous if self.config.warm_start else None
-        clustering = cluster_features(features, self.config, epoch, self.display, start, self.dir.path)
+        clustering = cluster_features(features, self.config, epoch, self.display, start, folder, self.ranks)
         del features
         seconds["pca"], seconds["kmeans"] = clustering.pca_seconds, clustering.kmeans_seconds
         self.assignments = clustering.assignments
@@ -251,21 +272,24 @@ class Trainer:
         """Make an epoch final. Only the checkpoint counts: the other files are made from it when a run goes on."""
         assert self.assignments is not None
         history = [*self.history, record]
-        self.dir.write_checkpoint(
-            {
-                "epoch": len(history),
-                "model": self.model.state_dict(),
-                "head": self.top_layer.state_dict(),
-                "optimizers": {"model": self.optimizer.state_dict(), "head": self.top_optimizer.state_dict()},
-                "scaler": self.scaler.state_dict(),
-                "assignments": torch.from_numpy(self.assignments),
-                "history": history,
-            }
-        )
+        state = {
+            "epoch": len(history),
+            "model": self.model.state_dict(),
+            "head": self.top_layer.state_dict(),
+            "optimizers": {"model": self.optimizer.state_dict(), "head": self.top_optimizer.state_dict()},
+            "scaler": self.scaler.state_dict(),
+            "assignments": torch.from_numpy(self.assignments),
+            "history": history,
+        }
+        with self.ranks.together():
+            if self.ranks.rank == 0:
+                self.dir.write_checkpoint(state)
         self.history = history
         self._publish()
 
     def _publish(self) -> None:
+        if self.ranks.rank > 0:
+            return
         assert self.assignments is not None
         self.dir.write_metrics(self.history)
         self.dir.write_assignments(self.data.names, self.assignments, self.data.labels, self.finished)
@@ -299,7 +323,10 @@ class Trainer:
             remedy = f"Start again with a lower --lr than {self.config.lr:g}"
             if self.config.precision == "float16":
                 remedy += ", or with --precision bfloat16, which does not overflow"
-            raise FloatingPointError(self._told(epoch, error, remedy)) from None
+            told = FloatingPointError(self._told(epoch, error, remedy))
+            for note in getattr(error, "__notes__", ()):
+                told.add_note(note)
+            raise told from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -309,6 +336,9 @@ class Trainer:
             )
             raise OSError(self._told(epoch, "the disk is full", remedy)) from error
         except (MemoryError, RuntimeError) as error:
+            if self.ranks.size > 1 and _left_alone(error):
+                remedy = f"Go on with --resume {self.dir.path}, on as many processes as you like"
+                raise ConnectionError(self._told(epoch, "another process of the run has ended", remedy)) from error
             if not _out_of_memory(error):
                 raise
             remedy = f"Start again with a lower {_LOWERS[self._stage]}"
@@ -360,22 +390,29 @@ def start(
     FileNotFoundError, NotADirectoryError, ValueError, TypeError
         For data that is missing, empty or of an unknown kind, and for options that it cannot satisfy.
     """
-    config, display, directory = config or TrainConfig(), display or Display(), RunDir(output)
-    directory.require_free(overwrite)
-    images = _look(data, config, display)
-    config = config.resolve(len(images), images.side, images.source.kind)
+    ranks, asked, directory = all_ranks(), config or TrainConfig(), RunDir(output)
+    display = _display(display, ranks)
+    ranks.from_first(lambda: directory.require_free(overwrite))
+    images = _look(data, asked, display, ranks)
+
+    def create() -> TrainConfig:
+        config = asked.resolve(len(images), images.side, images.source.kind)
+        initial = _starting_weights(config, backbone)  # refuses what does not fit before anything is written
+        check_ranks(len(images), config, ranks)  # likewise
+        directory.create(
+            {
+                "options": config.to_dict(),
+                "data": describe_source(images),
+                "versions": _versions(),
+                "threads": config.threads,
+            },
+            initial,
+        )
+        return config
+
+    config = ranks.from_first(create)
     images.image_size = config.image_size or 0
-    initial = _starting_weights(config, backbone)  # refuses what does not fit before anything is written
-    directory.create(
-        {
-            "options": config.to_dict(),
-            "data": describe_source(images),
-            "versions": _versions(),
-            "threads": config.threads,
-        },
-        initial,
-    )
-    return Trainer(config, images, directory, display, backbone)
+    return Trainer(config, images, directory, display, ranks, backbone)
 
 
 def resume(
@@ -391,7 +428,8 @@ def resume(
 ) -> Trainer:
     """Open a run that was interrupted, or is to be made longer.
 
-    It ends with the same bits as if it had never stopped: same weights, assignments and metrics but for times.
+    It ends with the same bits as if it had never stopped: same weights, assignments and metrics but for times. On
+    another number of processes than before it goes on as a run of that many would.
 
     Parameters
     ----------
@@ -425,31 +463,42 @@ def resume(
         If the images or the versions of what computes are not those that the run was started with, or a cache is given
         to a run without one: its images may be scaled down, which changes results.
     """
-    display, directory = display or Display(), RunDir(path)
-    stored = directory.read_config()
-    _require_versions(stored["versions"], directory)
-    config = TrainConfig.from_dict(stored["options"])
+    ranks, directory = all_ranks(), RunDir(path)
+    display = _display(display, ranks)
     given = {"epochs": epochs, "workers": workers, "cache": cache, "max_memory": max_memory}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if cache is not None:
-        if config.cache is None:
-            raise ValueError(f"{path} was started without --cache, which may change results: go on without it")
-        changes["cache"] = os.path.abspath(cache)
-    if changes:
-        config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
-        stored["options"] = config.to_dict()
-        directory.write_config(stored)
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+
+    def read() -> dict[str, Any]:
+        stored = directory.read_config()
+        _require_versions(stored["versions"], directory)
+        config = TrainConfig.from_dict(stored["options"])
+        if cache is not None:
+            if config.cache is None:
+                raise ValueError(f"{path} was started without --cache, which may change results: go on without it")
+            changes["cache"] = os.path.abspath(cache)
+        if changes:
+            stored["options"] = dataclasses.replace(config, **changes).to_dict()
+            directory.write_config(stored)
+        return stored
+
+    stored = ranks.from_first(read)
+    config = TrainConfig.from_dict(stored["options"])
     source = stored["data"]
     if source["kind"] == "dataset" and dataset is None:
         raise ValueError(f"{path} was trained on a torch Dataset ({source['location']}): resume it from Python")
-    images = _look(source["location"] if dataset is None else dataset, config, display)
+    images = _look(source["location"] if dataset is None else dataset, config, display, ranks)
     if images.fingerprint != source["fingerprint"]:
         raise ValueError(
             f"the images of {source['location']} have changed since {path} was started "
             f"({source['n_images']} usable then, {len(images)} now): bring them back, or start a new run"
         )
     images.image_size = config.image_size or 0
-    return Trainer(config, images, directory, display, backbone)
+    return Trainer(config, images, directory, display, ranks, backbone)
+
+
+def _display(display: Display | None, ranks: Ranks) -> Display:
+    """Return what shows the progress: one process's is enough."""
+    return Display(Console(quiet=True)) if ranks.rank > 0 else display or Display()
 
 
 def _starting_weights(config: TrainConfig, backbone: torch.nn.Module | None) -> dict[str, Any] | None:
@@ -472,16 +521,29 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _look(data: Data, config: TrainConfig, display: Display) -> ImageData:
-    source = open_source(data)
+def _left_alone(error: Exception) -> bool:
+    # Gloo raises a plain RuntimeError too.
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def _look(data: Data, config: TrainConfig, display: Display, ranks: Ranks) -> ImageData:
+    opened: list[Source] = []
+    ranks.from_first(lambda: opened.append(open_source(data)))  # what no process finds is said once
+    with ranks.together():
+        source = opened[0] if opened else open_source(data)
+    ranks.agree("images", hashlib.blake2b("\0".join(source.names).encode()).hexdigest())
     if config.workers is None:
         workers = min(2, os.cpu_count() or 1) if source.kind == "folder" else 0
     else:
         workers = config.workers
     total = min(config.limit or len(source.names), len(source.names))
     layout = None if config.cache is None else CacheLayout(config.cache, config.cache_side, config.sobel)
-    with display.stage("images", total) as advance:
-        return check_images(source, config.limit, config.seed, workers, advance, layout)
+
+    def check() -> dict[str, Any]:
+        with display.stage("images", total) as advance:
+            return {**vars(check_images(source, config.limit, config.seed, workers, advance, layout)), "source": None}
+
+    return ImageData(**{**ranks.from_first(check), "source": source})
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,5 @@
+"""``python -m dcfast``: the command line, for torchrun, which starts modules."""
+
+from dcfast.cli import main
+
+main()
