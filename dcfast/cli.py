@@ -43,6 +43,7 @@ def train(
     arch: Annotated[
         str | None, typer.Option(help="alexnet, vgg16, small, micro, resnet18 or resnet50; by image size.")
     ] = None,
+    filters: Annotated[float, typer.Option(help="Factor on the filters of the small and the micro network.")] = 1.0,
     init: Annotated[
         str | None, typer.Option(help="Start from these weights: a run, an export, a published checkpoint.")
     ] = None,

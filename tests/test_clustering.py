@@ -9,6 +9,7 @@ import torch
 from test_trainer import Silent, assert_same_bits, no_report, train  # noqa: F401 - a fixture for all tests here
 
 from dcfast import ops
+from dcfast.cluster.ranks import Ranks
 from dcfast.deepcluster import TrainConfig, load_run, resume, stages
 from dcfast.deepcluster import trainer as trainer_module
 from dcfast.deepcluster.metrics import cluster_sizes, moved_points, settled
@@ -213,5 +214,5 @@ def test_stored_options_come_back(tmp_path):
 
 def test_splitting_leaves_no_empty_start():
     sums = ops.accumulate(torch.eye(3), torch.tensor([0, 0, 2]), 4)
-    assert stages._means(torch.eye(3), np.array([0, 0, 2]), 4, 0).isfinite().all()
+    assert stages._means(torch.eye(3), np.array([0, 0, 2]), 4, 0, Ranks()).isfinite().all()
     assert sums.counts.tolist() == [2, 0, 1, 0]

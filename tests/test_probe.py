@@ -127,7 +127,8 @@ def test_features_do_not_depend_on_memory(make_run, max_memory):
     parts = tuple(probing._subset(run.dataset, rows) for rows in split_by_class(run.dataset.labels, 0))
     model, device = run.model, torch.device("cpu")
     blocks = probing._describe_blocks(model, parts[0], None, device)
-    found = list(probing._extract(model, blocks, parts, run, device, max_memory, "trained", Silent()))
+    folder = run.dir.path
+    found = list(probing._extract(model, blocks, parts, run.options, device, max_memory, folder, "", Silent()))
     assert len(found) == 5
     with torch.inference_mode():
         images = torch.stack([parts[1].eval_image(index) for index in range(len(parts[1]))])

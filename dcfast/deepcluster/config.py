@@ -39,6 +39,8 @@ class TrainConfig:
         `dcfast.DeepCluster` sets for a network of the user's own.
     feature_dim : int or None
         Width of that network's features; None for the others.
+    filters : float
+        Factor on the numbers of filters of the small and the micro network.
     init : str or None
         Weights to start from: a file that `dcfast.deepcluster.weights.load_weights` reads, or a run directory.
     sobel : bool
@@ -100,6 +102,7 @@ class TrainConfig:
 
     arch: str | None = None
     feature_dim: int | None = None
+    filters: float = 1.0
     init: str | None = None
     sobel: bool = True
     image_size: int | None = None
@@ -158,6 +161,8 @@ class TrainConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a finite number, 0 or more, got {value}")
+        if not 0 < self.filters < math.inf:
+            raise ValueError(f"filters must be a finite number above 0, got {self.filters}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.min_crop is not None and not 0 < self.min_crop <= 1:
@@ -194,12 +199,14 @@ class TrainConfig:
         Raises
         ------
         ValueError
-            If there are fewer images than clusters, the cache would hold smaller images than the crops, or a GPU is
-            asked for and there is none.
+            If there are fewer images than clusters, the cache would hold smaller images than the crops, the network has
+            no such option, or a GPU is asked for and there is none.
         """
         digits = kind == "digits"
         size = self.image_size
         arch = self.arch or ("small" if (size or image_side) <= _SMALL_IMAGES else "alexnet")
+        if self.filters != 1 and arch not in ("small", "micro"):
+            raise ValueError(f"filters={self.filters} is for arch 'small' and 'micro', got {arch!r}: leave it out")
         small = arch in ("small", "micro") or (arch == CUSTOM and (size or image_side) <= _SMALL_IMAGES)
         default_size = 224 if not small else 16 if digits else 32
         n_clusters = self.n_clusters or (100 if digits else max(10, min(10_000, n_images // 50)))

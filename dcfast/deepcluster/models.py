@@ -184,11 +184,18 @@ class SmallConvNet(ConvNet):
     """Five 3x3 convolutions for images of 8 to 64 pixels, about a hundredth of AlexNet's work at 32 pixels.
 
     The layout follows AlexNet's (pooling after the first, second and fifth block) with strides and kernels that suit
-    small images. Parameters as for `AlexNet`.
+    small images. Parameters as for `AlexNet`, and ``filters``, a factor on the number of filters of each block.
     """
 
-    def __init__(self, image_size: int = 32, sobel: bool = True, dropout: float = 0.5, width: int = 512) -> None:
-        features, flat = _small_stack("small", (32, 96, 192, 128, 128), image_size, sobel)
+    def __init__(
+        self,
+        image_size: int = 32,
+        sobel: bool = True,
+        dropout: float = 0.5,
+        width: int = 512,
+        filters: float = 1.0,
+    ) -> None:
+        features, flat = _small_stack("small", (32, 96, 192, 128, 128), image_size, sobel, filters)
         classifier = nn.Sequential(nn.Linear(flat, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width))
         super().__init__(features, classifier, width)
         _keep_scale(self.classifier)
@@ -198,11 +205,18 @@ class MicroAlexNet(ConvNet):
     """The micro AlexNet of "A Deep Dive into Deep Cluster" (2022) for images of 8 to 64 pixels.
 
     Five 3x3 convolutions of 64, 192, 384, 256 and 256 filters with batch normalisation, pooling after the first, second
-    and fifth, and two fully connected layers of 2,048 units. Parameters as for `AlexNet`.
+    and fifth, and two fully connected layers of 2,048 units. Parameters as for `SmallConvNet`.
     """
 
-    def __init__(self, image_size: int = 32, sobel: bool = True, dropout: float = 0.5, width: int = 2048) -> None:
-        features, flat = _small_stack("micro", (64, 192, 384, 256, 256), image_size, sobel)
+    def __init__(
+        self,
+        image_size: int = 32,
+        sobel: bool = True,
+        dropout: float = 0.5,
+        width: int = 2048,
+        filters: float = 1.0,
+    ) -> None:
+        features, flat = _small_stack("micro", (64, 192, 384, 256, 256), image_size, sobel, filters)
         super().__init__(features, _alexnet_head(flat, width, dropout), width)
         _keep_scale(self.classifier)
 
@@ -332,20 +346,18 @@ class CustomBackbone(Backbone):
         return outputs
 
 
-def build_model(arch: str, image_size: int, sobel: bool = True, dropout: float = 0.5) -> Backbone:
+def build_model(arch: str, image_size: int, sobel: bool = True, dropout: float = 0.5, filters: float = 1.0) -> Backbone:
     """Return the freshly initialised network of that name, one of `dcfast.deepcluster.config.ARCHITECTURES`."""
-    networks: dict[str, type[AlexNet] | type[VGG16] | type[SmallConvNet] | type[MicroAlexNet]] = {
-        "alexnet": AlexNet,
-        "vgg16": VGG16,
-        "small": SmallConvNet,
-        "micro": MicroAlexNet,
-    }
+    large: dict[str, type[AlexNet] | type[VGG16]] = {"alexnet": AlexNet, "vgg16": VGG16}
+    small: dict[str, type[SmallConvNet] | type[MicroAlexNet]] = {"small": SmallConvNet, "micro": MicroAlexNet}
     depths = {"resnet18": 18, "resnet50": 50}
+    if arch in small:
+        return small[arch](image_size=image_size, sobel=sobel, dropout=dropout, filters=filters)
+    if arch in large:
+        return large[arch](image_size=image_size, sobel=sobel, dropout=dropout)
     if arch in depths:
         return ResNet(depths[arch], sobel)
-    if arch not in networks:
-        raise ValueError(f"arch must be one of {', '.join(map(repr, (*networks, *depths)))}, got {arch!r}")
-    return networks[arch](image_size=image_size, sobel=sobel, dropout=dropout)
+    raise ValueError(f"arch must be one of {', '.join(map(repr, (*large, *small, *depths)))}, got {arch!r}")
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str], remedy: str) -> None:
@@ -426,13 +438,15 @@ def _stack(arch: str, plan: Sequence[_Conv | _Pool], image_size: int, sobel: boo
     return nn.Sequential(*layers), channels * size * size
 
 
-def _small_stack(arch: str, channels: Sequence[int], image_size: int, sobel: bool) -> tuple[nn.Sequential, int]:
+def _small_stack(
+    arch: str, channels: Sequence[int], image_size: int, sobel: bool, filters: float
+) -> tuple[nn.Sequential, int]:
     """Build five 3x3 convolution blocks for small images, pooled where AlexNet is."""
     if image_size > 64:
         raise ValueError(f"image_size must be at most 64 for {arch!r}, got {image_size}: use --arch alexnet")
     plan: list[_Conv | _Pool] = []
-    for number, filters in enumerate(channels):
-        plan += [_Conv(filters, 3, 1, 1), *([_Pool(2, 2)] if number in (0, 1, 4) else [])]
+    for number, published in enumerate(channels):
+        plan += [_Conv(max(1, round(filters * published)), 3, 1, 1), *([_Pool(2, 2)] if number in (0, 1, 4) else [])]
     return _stack(arch, plan, image_size, sobel)
 
 

@@ -34,7 +34,7 @@ from dcfast.deepcluster.run import Run, load_run
 from dcfast.deepcluster.rundir import mapped_array
 from dcfast.deepcluster.trainer import reproducible
 
-__all__ = ["LayerProbe", "ProbeResult", "pooling", "probe", "split_by_class"]
+__all__ = ["LayerAccuracy", "LayerProbe", "ProbeResult", "pooling", "probe", "probe_network", "split_by_class"]
 
 MAX_FEATURES = 9_600
 TEST_SHARE = 0.2
@@ -67,6 +67,26 @@ class LayerProbe:
     untrained: float
     trained_fit: float
     untrained_fit: float
+
+
+@dataclass(frozen=True)
+class LayerAccuracy:
+    """What a classifier on one convolution block of a network reaches.
+
+    Attributes
+    ----------
+    name : str
+        'conv1' is the first block.
+    n_features : int
+        Values per image after pooling.
+    accuracy, fit : float
+        Share of the test images, and of the images that it was trained on, that are classified rightly.
+    """
+
+    name: str
+    n_features: int
+    accuracy: float
+    fit: float
 
 
 @dataclass(frozen=True)
@@ -179,36 +199,30 @@ def probe(
     -----
     A block costs O(epochs * images * features * classes) time.
     """
-    _check_options(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, max_memory=max_memory)
     display = display or Display()
     run = load_run(run_dir, dataset, backbone)
-    place = _device(device)
     train, held_out, where = _split_images(run, test, display)
     options: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "weight_decay": weight_decay}
-    n_classes = 1 + int(max(train.labels.max(), held_out.labels.max()))
-
-    def accuracies(features: _Features) -> tuple[float, float]:
-        classifier = fit_linear(features.train, train.labels, n_classes, seed=run.options.seed, device=place, **options)
-        fit = accuracy(classifier, features.train, train.labels)
-        return fit, accuracy(classifier, features.test, held_out.labels)
-
-    found: dict[str, list[tuple[float, float]]] = {}
-    with reproducible(run.options.threads or 1, place):
-        for state, model in (("trained", run.model), ("untrained", run.untrained_model())):
-            model = model.to(place)
-            blocks = _describe_blocks(model, train, layers, place)
-            extracted = _extract(model, blocks, (train, held_out), run, place, max_memory, state, display)
-            with display.stage(f"{state} classifiers", len(blocks)) as advance:
-                found[state] = []
-                for features in extracted:
-                    found[state].append(accuracies(features))
-                    advance(1)
+    trained, untrained = (
+        probe_network(
+            model,
+            train,
+            held_out,
+            run.options,
+            layers=layers,
+            device=device,
+            max_memory=max_memory,
+            folder=run.dir.path,
+            display=display,
+            name=name,
+            **options,
+        )
+        for name, model in (("trained", run.model), ("untrained", run.untrained_model()))
+    )
     result = ProbeResult(
         layers=tuple(
-            LayerProbe(block.name, block.n_features, trained, untrained, trained_fit, untrained_fit)
-            for block, (trained_fit, trained), (untrained_fit, untrained) in zip(
-                blocks, found["trained"], found["untrained"], strict=True
-            )
+            LayerProbe(one.name, one.n_features, one.accuracy, zero.accuracy, one.fit, zero.fit)
+            for one, zero in zip(trained, untrained, strict=True)
         ),
         epoch=len(run.metrics),
         n_train=len(train),
@@ -221,6 +235,60 @@ def probe(
     run.dir.write_probe(result.to_dict())
     write_report(run_dir, dataset, backbone)
     return result
+
+
+def probe_network(
+    model: Backbone,
+    train: ImageData,
+    test: ImageData,
+    config: TrainConfig,
+    *,
+    epochs: int = 90,
+    lr: float = 0.01,
+    batch_size: int = 256,
+    weight_decay: float = 1e-4,
+    layers: Sequence[int] | None = None,
+    device: str = "auto",
+    max_memory: int = 2**31,
+    folder: Path | None = None,
+    display: Display | None = None,
+    name: str = "",
+) -> list[LayerAccuracy]:
+    """Probe the convolution blocks of a network, which ends in eval mode; parameters and errors as for `probe`.
+
+    Parameters
+    ----------
+    model : Backbone
+        The network.
+    train, test : ImageData
+        Images with labels, to train and to test the classifiers on.
+    config : TrainConfig
+        Resolved options: seed, threads and workers.
+    folder : Path, optional
+        Where features beyond ``max_memory`` are kept; the system's directory of temporary files by default.
+    name : str
+        What the display calls the network.
+    """
+    _check_options(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, max_memory=max_memory)
+    display = display or Display()
+    place = _device(device)
+    model = model.to(place).eval()
+    n_classes = 1 + int(max(train.labels.max(), test.labels.max()))
+    options: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "weight_decay": weight_decay}
+    found = []
+    with reproducible(config.threads or 1, place):
+        blocks = _describe_blocks(model, train, layers, place)
+        extracted = _extract(model, blocks, (train, test), config, place, max_memory, folder, name, display)
+        with display.stage(f"{name} classifiers", len(blocks)) as advance:
+            for block, features in zip(blocks, extracted, strict=True):
+                classifier = fit_linear(
+                    features.train, train.labels, n_classes, seed=config.seed, device=place, **options
+                )
+                fit = accuracy(classifier, features.train, train.labels)
+                right = accuracy(classifier, features.test, test.labels)
+                found.append(LayerAccuracy(block.name, block.n_features, right, fit))
+                advance(1)
+    return found
 
 
 def split_by_class(labels: np.ndarray, seed: int, share: float = TEST_SHARE) -> tuple[np.ndarray, np.ndarray]:
@@ -316,19 +384,20 @@ def _extract(
     model: Backbone,
     blocks: list[_Block],
     parts: tuple[ImageData, ImageData],
-    run: Run,
+    config: TrainConfig,
     device: torch.device,
     max_memory: int,
-    state: str,
+    folder: Path | None,
+    name: str,
     display: Display,
 ) -> Iterator[_Features]:
     """Yield the features of each block, computing as many blocks per pass over the images as fit in memory."""
     n_images = sum(map(len, parts))
     for group in _groups([4 * n_images * block.n_features for block in blocks], max_memory):
         members = [blocks[index] for index in group]
-        folder = run.dir.path if 4 * n_images * members[0].n_features > max_memory else None
-        with display.stage(f"{state} features", n_images) as advance:
-            tensors = [_pooled(model, members, part, run.options, device, folder, advance) for part in parts]
+        mapped = 4 * n_images * members[0].n_features > max_memory
+        with display.stage(f"{name} features", n_images) as advance:
+            tensors = [_pooled(model, members, part, config, device, mapped, folder, advance) for part in parts]
         for train, test in zip(*tensors, strict=True):
             yield _Features(train, test)
 
@@ -352,13 +421,14 @@ def _pooled(
     data: ImageData,
     options: TrainConfig,
     device: torch.device,
+    mapped: bool,
     folder: Path | None,
     advance: Callable[[int], None],
 ) -> list[Tensor]:
     features = [
-        torch.empty(len(data), block.n_features)
-        if folder is None
-        else torch.from_numpy(mapped_array(len(data), block.n_features, folder))
+        torch.from_numpy(mapped_array(len(data), block.n_features, folder))
+        if mapped
+        else torch.empty(len(data), block.n_features)
         for block in blocks
     ]
     done = 0

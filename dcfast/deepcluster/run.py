@@ -129,7 +129,7 @@ def initial_model(options: TrainConfig, backbone: torch.nn.Module | None = None)
     assert options.arch is not None
     assert options.image_size is not None
     with torch_draws(torch.device("cpu"), options.seed, Stream.MODEL):
-        return build_model(options.arch, options.image_size, options.sobel, options.dropout)
+        return build_model(options.arch, options.image_size, options.sobel, options.dropout, options.filters)
 
 
 def load_run(
