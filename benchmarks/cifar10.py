@@ -39,7 +39,6 @@ BASE: dict[str, Any] = {
     "arch": "small",
     "filters": 0.5,
     "n_clusters": 100,
-    "pca": 64,
     "epochs": 12,
     "batch_size": 64,
     "limit": 10_000,

@@ -111,12 +111,14 @@ def train(
     where = resume or output
     assert where is not None  # one of the two is there, or the checks above have failed
 
-    def interrupted() -> str:
+    def interrupted(stop: KeyboardInterrupt) -> str:
         if not (where / "config.json").exists():
             return "interrupted before it began"
         metrics = where / "metrics.jsonl"
         n_epochs = len(metrics.read_text().splitlines()) if metrics.exists() else 0
         saved = f"epochs 1 to {n_epochs} are saved" if n_epochs else "no epoch had ended"
+        if (steps := getattr(stop, "step", 0)) > 0:
+            saved = f"{f'{saved}, and ' if n_epochs else ''}the first {steps} steps of epoch {n_epochs + 1} are saved"
         n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
         program = "dcfast" if n_ranks == 1 else f"torchrun --nproc-per-node {n_ranks} -m dcfast"
         return f"interrupted; {saved}; go on with: {program} train --resume {where}"
@@ -159,7 +161,7 @@ def probe(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Compare a run's network with the same network untrained, by a linear classifier on every convolution block."""
-    with _clean_errors(lambda: "interrupted; nothing was written"):
+    with _clean_errors(lambda stop: "interrupted; nothing was written"):
         from dcfast.deepcluster import probe as probing
 
         result = probing.probe(
@@ -184,7 +186,7 @@ def export(
     output: Annotated[Path | None, typer.Option(help="File to write; one in the run directory.")] = None,
 ) -> None:
     """Write a run's network to a file of its own."""
-    with _clean_errors(lambda: "interrupted; nothing was written"):
+    with _clean_errors(lambda stop: "interrupted; nothing was written"):
         from dcfast.deepcluster import load_run, weights
 
         written = weights.export(load_run(run), format, output)
@@ -236,7 +238,7 @@ def _said_elsewhere() -> Iterator[None]:
 
 
 @contextmanager
-def _clean_errors(interrupted: Callable[[], str]) -> Iterator[None]:
+def _clean_errors(interrupted: Callable[[KeyboardInterrupt], str]) -> Iterator[None]:
     """Turn warnings and what a user can put right into one line each, and Ctrl-C into how to go on."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -246,7 +248,7 @@ def _clean_errors(interrupted: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") != "0" and not isinstance(stop, _Terminated):
             raise typer.Exit(130) from None  # the first process has it from the terminal too, and says so
-        _fail(interrupted(), 130)
+        _fail(interrupted(stop), 130)
     except FloatingPointError as error:
         _fail(str(error), 1)
     except (

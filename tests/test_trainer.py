@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 
 import dcfast
 from dcfast.deepcluster import TrainConfig, load_run, resume, rundir, start
+from dcfast.deepcluster.interrupt import Interrupted, put_off
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.rundir import RunDir
 
@@ -81,6 +83,14 @@ def run_in_processes(jobs):
                     die()
                 return result
             setattr(owner, name, shot)
+
+        def ask_at(call):
+            original, calls = stages.torch.optim.SGD.step, iter(range(1, 10**9))
+            def asked(*args, **options):
+                if next(calls) == call:
+                    os.kill(os.getpid(), signal.SIGINT)
+                return original(*args, **options)
+            stages.torch.optim.SGD.step = asked
 
         jobs, options = json.load(sys.stdin)
         statuses = []
@@ -167,6 +177,10 @@ MOMENTS = {
     """,
     "between checkpoint and metrics": "die_at(rundir.RunDir, 'write_metrics', 2)",
     "between metrics and assignments": "die_at(rundir.RunDir, 'write_assignments', 1)",
+    "while an interrupted epoch is saved": """
+        ask_at(5)
+        die_at(rundir.RunDir, 'write_checkpoint', 1, before=False)
+    """,
     "after the last epoch": "die_at(rundir.RunDir, 'write_assignments', 3, before=False)",
 }
 
@@ -183,6 +197,47 @@ def test_killed_twice_and_resumed_in_new_processes(tmp_path, reference):
     statuses = run_in_processes([(path, shot, number > 0) for number, shot in enumerate(shots)])
     assert statuses == [-signal.SIGKILL, -signal.SIGKILL, 0]
     assert_same_bits(reference, path)
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 3), (signal.SIGTERM, 7)])
+def test_an_interrupted_epoch_goes_on_at_its_next_step(tmp_path, reference, monkeypatch, number, step):
+    learn, steps = torch.optim.SGD.step, []
+
+    def ask(optimizer, *args, **options):
+        steps.append(optimizer)
+        if len(steps) == 2 * step - 1:  # of the network; the top layer's comes yet
+            os.kill(os.getpid(), number)
+        return learn(optimizer, *args, **options)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.SGD, "step", ask)
+        with pytest.raises(Interrupted) as stop:
+            train(tmp_path / "run")
+    assert signal.getsignal(number) is before
+    epoch, inside = divmod(step, 5)
+    assert (stop.value.step, stop.value.signal, len(steps)) == (inside, number, 2 * step)
+    assert len(RunDir(tmp_path / "run").read_metrics()) == epoch
+    goes_on = resume(tmp_path / "run", display=Silent())
+    assert (goes_on.finished, goes_on._begun["step"]) == (epoch, inside)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.SGD, "step", lambda *args, **options: steps.append(0) or learn(*args, **options))
+        goes_on.fit()
+    assert len(steps) == 2 * 5 * 3
+    assert_same_bits(reference, tmp_path / "run")
+
+
+def test_a_second_interrupt_ends_at_once():
+    with put_off(patient=False) as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with put_off(patient=True) as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.signal == signal.SIGTERM
 
 
 def test_the_caller_s_state_changes_nothing(tmp_path, reference):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -169,6 +170,11 @@ class RandomCrops(torch.utils.data.Dataset[Tensor]):
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
+def _spared(worker: int) -> None:
+    # A terminal's Ctrl-C reaches all processes; the one that trains ends the others when it is done with them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class Batches:
     """The batches in order, uint8 (batch, 3, S, S) on a device, made by worker processes (0: by this one).
 
@@ -178,6 +184,7 @@ class Batches:
     Parameters
     ----------
     crops : CentreCrops or RandomCrops
+        Or a part of them.
     workers : int
     device : torch.device
 
@@ -187,13 +194,14 @@ class Batches:
         Seconds spent waiting for crops so far, or making them where there are no workers.
     """
 
-    def __init__(self, crops: CentreCrops | RandomCrops, workers: int, device: torch.device) -> None:
+    def __init__(self, crops: torch.utils.data.Dataset[Tensor], workers: int, device: torch.device) -> None:
         self._device = device
         self._loader = torch.utils.data.DataLoader(
             crops,
             batch_size=None,
             num_workers=workers,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_spared if workers else None,
             # The loader numbers its workers' generators with a draw; nothing here reads them, and the caller's stay
             # put.
             generator=torch.Generator(),

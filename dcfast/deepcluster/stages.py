@@ -21,6 +21,7 @@ from dcfast.deepcluster.clusterers import KMEANS, cluster_by
 from dcfast.deepcluster.config import CUSTOM, TrainConfig
 from dcfast.deepcluster.crops import Batches, CentreCrops, RandomCrops, own_part
 from dcfast.deepcluster.data import ImageData
+from dcfast.deepcluster.interrupt import Interrupted, put_off
 from dcfast.deepcluster.keyed import Stream, seed_for, torch_draws
 from dcfast.deepcluster.metrics import cluster_sizes
 from dcfast.deepcluster.models import Backbone
@@ -273,6 +274,7 @@ def train_epoch(
     display: Display,
     waiting: dict[str, float],
     ranks: Ranks | None = None,
+    done_before: tuple[int, float] = (0, 0.0),
 ) -> float:
     """Train on one epoch's images, their clusters being the targets.
 
@@ -301,6 +303,8 @@ def train_epoch(
     ranks : Ranks, optional
         The processes that share every batch, and then have the same weights. The gradient is that of the whole batch,
         except that batch normalisation sees each part of it by itself; its statistics are those of the first rank.
+    done_before : (int, float)
+        The ``step`` and the ``total`` of the `Interrupted` that this call goes on from.
 
     Returns
     -------
@@ -311,6 +315,8 @@ def train_epoch(
     ------
     FloatingPointError
         Soon after the loss is no longer finite.
+    Interrupted
+        After the step in which Ctrl-C or SIGTERM came; with several ranks soon after, on all of them.
     """
     ranks = ranks or Ranks()
     device = top_layer.weight.device
@@ -330,13 +336,18 @@ def train_epoch(
     sizes = torch.from_numpy(cluster_sizes(assignments)).to(device)
     criterion = InverseSizeCrossEntropy(sizes) if config.balance == "loss" else nn.CrossEntropyLoss()
     weight = sizes.reciprocal() if config.balance == "loss" else torch.ones_like(sizes, dtype=torch.float32)
-    batches = Batches(crops, _required(config.workers), device)
+    first, total_before = done_before
+    left = torch.utils.data.Subset(crops, range(first, len(crops)))
+    batches = Batches(left, _required(config.workers), device)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    done, note = 0, ""
+    if ranks.rank == 0:
+        total += total_before
+    done, note = first * batch_size, ""
     start = time.perf_counter()
     model.train()
-    with display.stage("training", len(order)) as advance:
-        for step, images in enumerate(batches):
+    with put_off(patient=ranks.size > 1) as asked, display.stage("training", len(order)) as advance:
+        advance(done)
+        for step, images in enumerate(batches, first):
             batch = targets[done : done + batch_size]
             own = own_part(len(batch), ranks.rank, ranks.size)
             # Every rank takes part in every step: one for which no image is left works for nothing.
@@ -360,19 +371,26 @@ def train_epoch(
                 scaler.step(optimizer)
             scaler.update()
             done += len(batch)
-            if step % _SHOW_EVERY == 0 or done == len(order):
-                mean = ranks.sum(total).item() / done
+            # Several ranks look at the same steps: none may wait for another that has ended.
+            looks = step % _SHOW_EVERY == 0 or done == len(order)
+            if looks or (asked.signal and ranks.size == 1):
+                everywhere, number = ranks.sum(total).item(), int(ranks.maximum(torch.tensor(asked.signal)))
+                mean = everywhere / done
                 # NaN and infinity never leave a sum, so a look now and then misses none.
                 if not np.isfinite(mean):
                     with ranks.together():  # all have seen it; one says so
                         if ranks.rank == 0:
                             raise FloatingPointError(f"the loss is {mean} at step {step + 1}")
+                if number and done < len(order):
+                    waiting["training"] += batches.waited
+                    raise Interrupted(step + 1, everywhere, number)
                 seconds = time.perf_counter() - start
-                note = f"loss {mean:.3f}  {done / seconds:.0f} images/s  {bound(seconds, batches.waited)}"
+                speed = (done - first * batch_size) / seconds
+                note = f"loss {mean:.3f}  {speed:.0f} images/s  {bound(seconds, batches.waited)}"
             advance(len(batch), note)
     for buffer in model.buffers():
         buffer.copy_(ranks.first(buffer))
-    waiting["training"] = batches.waited
+    waiting["training"] = waiting.get("training", 0.0) + batches.waited
     return mean
 
 

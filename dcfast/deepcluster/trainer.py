@@ -25,6 +25,7 @@ from dcfast.deepcluster import report
 from dcfast.deepcluster.cache import CacheLayout
 from dcfast.deepcluster.config import CUSTOM, TrainConfig
 from dcfast.deepcluster.data import DatasetSource, ImageData, Source, check_images, describe_source, open_source
+from dcfast.deepcluster.interrupt import Interrupted
 from dcfast.deepcluster.keyed import Stream, torch_draws
 from dcfast.deepcluster.metrics import cluster_sizes, moved_points, nmi, settled
 from dcfast.deepcluster.models import Backbone, build_top_layer, load_state
@@ -99,6 +100,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.assignments: np.ndarray | None = None
         self.history: list[dict[str, Any]] = []
+        self._begun: dict[str, Any] | None = None
         checkpoint = ranks.from_first(directory.read_checkpoint)
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -117,6 +119,9 @@ class Trainer:
             If the loss or the features are no longer finite.
         MemoryError, OSError
             If memory or the disk does not suffice; the message names the options that lower the need.
+        KeyboardInterrupt
+            On Ctrl-C, and on SIGTERM while the network is trained, after the step: that state is saved, and `resume`
+            goes on from it.
 
         The messages name the checkpoint that still is good.
         """
@@ -172,30 +177,34 @@ class Trainer:
     def _epoch(self, epoch: int) -> dict[str, Any]:
         config = self.config
         phase = epoch % config.reassign
-        seconds = {"features": 0.0, "pca": 0.0, "kmeans": 0.0, "training": 0.0}
-        waiting = {"features": 0.0, "training": 0.0}
-        clusters_now = phase == 0 and not self._stopped
-        clustering = self._cluster(epoch, seconds, waiting) if clusters_now else self._carried()
+        begun, self._begun = self._begun or self._begin(epoch, phase), None
+        clustering, seconds, waiting = begun["clustering"], begun["seconds"], begun["waiting"]
         assert self.assignments is not None  # epoch 0 clusters
         n_images = len(self.data) - clustering["n_noise"]
         self._stage = "training"
         began = time.perf_counter()
         order = self._order(epoch - phase, config.reassign * n_images)[phase * n_images : (phase + 1) * n_images]
-        loss = train_epoch(
-            self.model,
-            self.top_layer,
-            (self.optimizer, self.top_optimizer),
-            self.scaler,
-            self.data,
-            self.assignments,
-            order,
-            config,
-            epoch,
-            self.display,
-            waiting,
-            self.ranks,
-        )
-        seconds["training"] = time.perf_counter() - began
+        try:
+            loss = train_epoch(
+                self.model,
+                self.top_layer,
+                (self.optimizer, self.top_optimizer),
+                self.scaler,
+                self.data,
+                self.assignments,
+                order,
+                config,
+                epoch,
+                self.display,
+                waiting,
+                self.ranks,
+                (begun["step"], begun["total"]),
+            )
+        except Interrupted as stop:
+            seconds["training"] += time.perf_counter() - began
+            self._write(self.history, {**begun, "step": stop.step, "total": stop.total})
+            raise
+        seconds["training"] += time.perf_counter() - began
         return {
             "epoch": epoch + 1,
             "loss": loss,
@@ -207,6 +216,14 @@ class Trainer:
             "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
             "waiting": {stage: round(spent, 4) for stage, spent in waiting.items()},
         }
+
+    def _begin(self, epoch: int, phase: int) -> dict[str, Any]:
+        """Do what comes before the training of an epoch; return what is needed to go on from any step of it."""
+        seconds = {"features": 0.0, "pca": 0.0, "kmeans": 0.0, "training": 0.0}
+        waiting = {"features": 0.0, "training": 0.0}
+        clusters_now = phase == 0 and not self._stopped
+        clustering = self._cluster(epoch, seconds, waiting) if clusters_now else self._carried()
+        return {"clustering": clustering, "seconds": seconds, "waiting": waiting, "step": 0, "total": 0.0}
 
     def _cluster(self, epoch: int, seconds: dict[str, float], waiting: dict[str, float]) -> dict[str, Any]:
         """Cluster anew and start a new top layer; return the epoch's metrics about it."""
@@ -270,8 +287,14 @@ class Trainer:
 
     def _save(self, record: dict[str, Any]) -> None:
         """Make an epoch final. Only the checkpoint counts: the other files are made from it when a run goes on."""
-        assert self.assignments is not None
         history = [*self.history, record]
+        self._write(history, None)
+        self.history = history
+        self._publish()
+
+    def _write(self, history: list[dict[str, Any]], begun: dict[str, Any] | None) -> None:
+        """Write the checkpoint after the epochs of ``history``, and after the steps of the next one if it has begun."""
+        assert self.assignments is not None
         state = {
             "epoch": len(history),
             "model": self.model.state_dict(),
@@ -280,12 +303,11 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "assignments": torch.from_numpy(self.assignments),
             "history": history,
+            "begun": begun,
         }
         with self.ranks.together():
             if self.ranks.rank == 0:
                 self.dir.write_checkpoint(state)
-        self.history = history
-        self._publish()
 
     def _publish(self) -> None:
         if self.ranks.rank > 0:
@@ -303,7 +325,9 @@ class Trainer:
         self.scaler.load_state_dict(checkpoint["scaler"])
         self.assignments = checkpoint["assignments"].cpu().numpy()
         self.history = checkpoint["history"]
-        self._publish()
+        self._begun = checkpoint["begun"]
+        if self._begun is None:  # else the assignments are those of an epoch that is not done
+            self._publish()
 
     def _log(self, board: SummaryWriter, record: dict[str, Any]) -> None:
         for name, value in record.items():
