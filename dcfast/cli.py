@@ -87,6 +87,7 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     cache: Annotated[str | None, typer.Option(help="File to decode the images into, once.")] = None,
     cache_side: Annotated[int, typer.Option(help="Shorter side of larger images in the cache.")] = 256,
+    scale_on: Annotated[str, typer.Option(help="workers or device: where crops are scaled to their size.")] = "workers",
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16: what the network computes in.")] = (
         "float32"
     ),

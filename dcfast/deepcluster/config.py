@@ -15,11 +15,12 @@ from dcfast.deepcluster.clusterers import KMEANS, find_clusterer
 from dcfast.deepcluster.keyed import MAX_SEED
 from dcfast.deepcluster.torchrun import local_size
 
-__all__ = ["ARCHITECTURES", "BALANCES", "CUSTOM", "PRECISIONS", "TrainConfig"]
+__all__ = ["ARCHITECTURES", "BALANCES", "CUSTOM", "PLACES", "PRECISIONS", "TrainConfig"]
 
 ARCHITECTURES = ("alexnet", "vgg16", "small", "micro", "resnet18", "resnet50")
 CUSTOM = "custom"  # the architecture of a run on a network of the user's own
 BALANCES = ("sampler", "loss", "none")
+PLACES = ("workers", "device")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 _SMALL_IMAGES = 64  # up to this many pixels a side the small network and its gentler crops are the default
@@ -88,6 +89,9 @@ class TrainConfig:
         File to decode the images into once. Without it they are decoded in both passes of every epoch.
     cache_side : int
         Images whose shorter side is longer than this are scaled down to it in the cache, others kept as they are.
+    scale_on : {'workers', 'device'}
+        Where crops are scaled to their size: by Pillow in the workers, or batch by batch on the device, which leaves
+        them only to cut the crops out. The crops are the same but for rounding.
     precision : {'float32', 'bfloat16', 'float16'}
         What the network computes in; weights, sums and losses stay float32.
     compile : bool
@@ -129,6 +133,7 @@ class TrainConfig:
     device: str = "auto"
     cache: str | None = None
     cache_side: int = 256
+    scale_on: str = "workers"
     precision: str = "float32"
     compile: bool = False
     accumulate: int = 1
@@ -141,6 +146,7 @@ class TrainConfig:
             _one_of("arch", self.arch, (None, *ARCHITECTURES))
         _one_of("balance", self.balance, BALANCES)
         _one_of("precision", self.precision, PRECISIONS)
+        _one_of("scale_on", self.scale_on, PLACES)
         if self.max_memory is not None:
             object.__setattr__(self, "max_memory", parse_memory(self.max_memory))
         for name in ("pca", "kmeans_iterations", "reassign", "accumulate", "cache_side"):

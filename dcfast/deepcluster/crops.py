@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -15,14 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from dcfast.deepcluster.keyed import Stream, uniform_rows
+from dcfast.deepcluster.regions import Box, Regions, regions
 
 if TYPE_CHECKING:
     from dcfast.cluster.ranks import Ranks
     from dcfast.deepcluster.data import ImageData
 
 __all__ = ["Batches", "CentreCrops", "RandomCrops", "centre_box", "own_part", "random_box", "resized"]
-
-Box = tuple[float, float, float, float]
 
 _ATTEMPTS = 10  # before a random crop falls back to the centre
 _DRAWS = 2 * _ATTEMPTS + 4  # per image: area and shape per attempt, two offsets, the flip, one spare
@@ -93,26 +92,39 @@ def own_part(n_images: int, rank: int, n_ranks: int) -> range:
     return range(n_images * rank // n_ranks, n_images * (rank + 1) // n_ranks)
 
 
-class CentreCrops(torch.utils.data.Dataset[Tensor]):
+def _crops(
+    images: Sequence[Image.Image], boxes: Sequence[Box], flips: Sequence[bool], size: int, on_device: bool
+) -> Tensor | Regions:
+    if on_device:
+        return regions(images, boxes, flips, size)
+    crops = [resized(image, box, size) for image, box in zip(images, boxes, strict=True)]
+    pixels = np.stack([crop[:, ::-1] if flip else crop for crop, flip in zip(crops, flips, strict=True)])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+class CentreCrops(torch.utils.data.Dataset[Tensor | Regions]):
     """Item b is the b-th batch of centre crops, uint8 (batch, data.channels, S, S) in channels-last memory.
 
-    ``members`` are the images, by number; all of them by default.
+    ``members`` are the images, by number; all of them by default. With ``on_device`` an item is what the crops are to
+    be scaled from.
     """
 
-    def __init__(self, data: ImageData, batch_size: int, members: range | None = None) -> None:
-        self._data, self._batch_size = data, batch_size
+    def __init__(self, data: ImageData, batch_size: int, members: range | None = None, on_device: bool = False) -> None:
+        self._data, self._batch_size, self._on_device = data, batch_size, on_device
         self._members = range(len(data)) if members is None else members
 
     def __len__(self) -> int:
         return -(-len(self._members) // self._batch_size)
 
-    def __getitem__(self, number: int) -> Tensor:
+    def __getitem__(self, number: int) -> Tensor | Regions:
         first = number * self._batch_size
-        members = self._members[first : first + self._batch_size]
-        return torch.stack([self._data.eval_image(index).permute(1, 2, 0) for index in members]).permute(0, 3, 1, 2)
+        images = [self._data.image(index) for index in self._members[first : first + self._batch_size]]
+        size = self._data.image_size
+        boxes = [centre_box(image.size, size) for image in images]
+        return _crops(images, boxes, [False] * len(images), size, self._on_device)
 
 
-class RandomCrops(torch.utils.data.Dataset[Tensor]):
+class RandomCrops(torch.utils.data.Dataset[Tensor | Regions]):
     """Item b is the b-th batch of an epoch's training crops, uint8 (batch, data.channels, S, S), channels last.
 
     The crop and the flip of an image are drawn for its position in the epoch, so that it does not matter which process
@@ -134,6 +146,8 @@ class RandomCrops(torch.utils.data.Dataset[Tensor]):
         Mirror every other crop.
     ranks : Ranks, optional
         The processes that share every batch; `own_part` of it is made here, or the first image where that is none.
+    on_device : bool
+        Make what the crops are to be scaled from.
     """
 
     def __init__(
@@ -147,27 +161,25 @@ class RandomCrops(torch.utils.data.Dataset[Tensor]):
         min_crop: float,
         flip: bool,
         ranks: Ranks | None = None,
+        on_device: bool = False,
     ) -> None:
         self._rank, self._n_ranks = (0, 1) if ranks is None else (ranks.rank, ranks.size)
-        self._data, self._order, self._batch_size = data, order, batch_size
+        self._data, self._order, self._batch_size, self._on_device = data, order, batch_size, on_device
         self._seed, self._epoch, self._min_crop, self._flip = seed, epoch, min_crop, flip
 
     def __len__(self) -> int:
         return -(-len(self._order) // self._batch_size)
 
-    def __getitem__(self, number: int) -> Tensor:
+    def __getitem__(self, number: int) -> Tensor | Regions:
         start = number * self._batch_size
         own = own_part(len(self._order[start : start + self._batch_size]), self._rank, self._n_ranks) or range(1)
         first = start + own.start
         members = self._order[first : start + own.stop]
         draws = uniform_rows(self._seed, Stream.CROP, self._epoch, first, len(members), _DRAWS)
-        size = self._data.image_size
-        pixels = np.empty((len(members), size, size, self._data.channels), dtype=np.uint8)
-        for slot, (index, row) in enumerate(zip(members, draws, strict=True)):
-            image = self._data.image(index)
-            crop = resized(image, random_box(image.size, row, self._min_crop), size)
-            pixels[slot] = crop[:, ::-1] if self._flip and row[-2] < 0.5 else crop
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        images = [self._data.image(index) for index in members]
+        boxes = [random_box(image.size, row, self._min_crop) for image, row in zip(images, draws, strict=True)]
+        flips = [bool(self._flip and row[-2] < 0.5) for row in draws]
+        return _crops(images, boxes, flips, self._data.image_size, self._on_device)
 
 
 def _spared(worker: int) -> None:
@@ -179,7 +191,7 @@ class Batches:
     """The batches in order, uint8 (batch, 3, S, S) on a device, made by worker processes (0: by this one).
 
     Grey crops come as three channels that are one in memory. On a GPU the next batch is copied from pinned memory
-    while the network works on this one.
+    while the network works on this one. `Regions` are scaled on the device.
 
     Parameters
     ----------
@@ -194,7 +206,7 @@ class Batches:
         Seconds spent waiting for crops so far, or making them where there are no workers.
     """
 
-    def __init__(self, crops: torch.utils.data.Dataset[Tensor], workers: int, device: torch.device) -> None:
+    def __init__(self, crops: torch.utils.data.Dataset[Tensor | Regions], workers: int, device: torch.device) -> None:
         self._device = device
         self._loader = torch.utils.data.DataLoader(
             crops,
@@ -211,9 +223,10 @@ class Batches:
     def __iter__(self) -> Iterator[Tensor]:
         arriving = self._copied_ahead() if self._device.type == "cuda" else self._fetched()
         for images in arriving:
-            yield images.expand(-1, 3, -1, -1)
+            crops = images.scaled() if isinstance(images, Regions) else images
+            yield crops.expand(-1, 3, -1, -1)
 
-    def _fetched(self) -> Iterator[Tensor]:
+    def _fetched(self) -> Iterator[Tensor | Regions]:
         loaded = iter(self._loader)
         while True:
             began = time.perf_counter()
@@ -223,10 +236,10 @@ class Batches:
                 return
             yield images
 
-    def _copied_ahead(self) -> Iterator[Tensor]:
+    def _copied_ahead(self) -> Iterator[Tensor | Regions]:
         copies, computes = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
         previous: torch.cuda.Event | None = None
-        following: tuple[Tensor, torch.cuda.Event] | None = None
+        following: tuple[Tensor | Regions, torch.cuda.Event] | None = None
         for images in chain(self._fetched(), (None,)):
             current, following = following, None
             if images is not None:

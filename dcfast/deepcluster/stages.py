@@ -127,7 +127,9 @@ def extract_features(
     ranks = ranks or Ranks()
     rows = own_rows(len(data), ranks)
     features = torch.as_tensor(_room(len(rows), model.feature_dim, config, device, folder))
-    batches = Batches(CentreCrops(data, _part(config), rows), _required(config.workers), device)
+    batches = Batches(
+        CentreCrops(data, _part(config), rows, config.scale_on == "device"), _required(config.workers), device
+    )
     finite = torch.ones((), dtype=torch.bool, device=device)
     model.eval()
     done = 0
@@ -331,6 +333,7 @@ def train_epoch(
         min_crop=config.min_crop or 1.0,
         flip=bool(config.flip),
         ranks=ranks,
+        on_device=config.scale_on == "device",
     )
     targets = torch.from_numpy(assignments[order]).to(device)
     sizes = torch.from_numpy(cluster_sizes(assignments)).to(device)
