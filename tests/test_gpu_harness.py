@@ -185,3 +185,14 @@ def test_parts_that_left_nothing_behind_are_told(tmp_path):
     assert made["rows"] == []
     assert made["limits"] is None
     assert "tests: not run (no report was written)" in result.summary(made)
+
+
+def test_the_published_run_is_extrapolated_from_what_was_measured():
+    row = {"arch": "alexnet", "own": True, "images": 1000}
+    rows = [{**row, "stage": "features", "seconds": 0.02}, {**row, "stage": "training", "seconds": 0.08}]
+    hours = 500 * 1_281_167 * 1e-4 / 3600
+    assert result.extrapolated(rows) == [
+        f"500 epochs of 1,281,167 images at these rates, k-means apart: {hours:.1f} h, extrapolated"
+    ]
+    assert result.extrapolated(rows[:1]) == []
+    assert result.extrapolated([rows[0], {**rows[1], "own": False}]) == []

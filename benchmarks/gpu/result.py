@@ -20,6 +20,7 @@ import torch
 from .measure import Limits, floor
 
 SCHEMA = 1
+_IMAGENET = 1_281_167  # images to train on
 KEYS = (
     "schema",
     "commit",
@@ -170,6 +171,19 @@ def _line(row: Mapping[str, Any]) -> str:
     return f"{who} {row['seconds'] * 1e3:12.4f} ms {share}{wrong}"
 
 
+def extrapolated(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The published run of 500 epochs, from the seconds per image of the two stages that see images."""
+    rates = {
+        row["stage"]: row["seconds"] / row["images"]
+        for row in rows
+        if row.get("arch") == "alexnet" and row["own"] and "seconds" in row
+    }
+    if rates.keys() != {"features", "training"}:
+        return []
+    hours = 500 * _IMAGENET * sum(rates.values()) / 3600
+    return [f"500 epochs of {_IMAGENET:,} images at these rates, k-means apart: {hours:.1f} h, extrapolated"]
+
+
 def summary(result: Mapping[str, Any]) -> str:
     """A short table of everything."""
     lines, last = [], None
@@ -180,6 +194,7 @@ def summary(result: Mapping[str, Any]) -> str:
             lines.append(title + floor_ms)
             last = title
         lines.append(_line(row))
+    lines += extrapolated(result["rows"])
     limits = result["limits"]
     if limits:
         lines.append(f"copy {limits['bandwidth'] / 1e12:.3f} TB/s, half {limits['matrix_rate'] / 1e12:.0f} TFLOP/s")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import kmeans_tables, loss_tables, sobel_table
+from . import epoch_table, kmeans_tables, loss_tables, sobel_table
 from .case import run
 
 TABLES = {
@@ -21,6 +21,7 @@ TABLES = {
     "sobel": sobel_table.cases,
     "loss": loss_tables.cases,
     "linear-loss": loss_tables.linear_cases,
+    "epoch": epoch_table.cases,
 }
 
 
