@@ -49,6 +49,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     max_memory: int | str | None = None
     # Whether rows are divided by their norms.
     spherical: bool = False
+    # What works on the rows, if not the device that they are on.
+    device: torch.device | str | None = None
 
     def _check_parameters(self, points: Points) -> None:
         """Set `_n_init` (starts) and `_tol` (the squared step of the centroids that ends a run)."""
@@ -141,6 +143,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             at_least=centroids.dtype,
             max_memory=self.max_memory,
             spherical=self.spherical,
+            device=self.device,
         )
         return points, centroids.to(points.device, points.dtype)
 

@@ -107,6 +107,8 @@ def fit(estimator: Any, X: Any, offsets: Any, sample_weight: Any) -> None:
         raise ValueError(
             f"n_samples={int(problems.sizes[smallest])} of problem {smallest} should be >= n_clusters={k}."
         )
+    if estimator.device is not None:
+        raise ValueError("device is given: batched problems are solved where they are, without it; move X there")
     if estimator.process_group is not None:
         raise ValueError("process_group is given: every process fits batched problems of its own, without it")
     if estimator.callback is not None:

@@ -56,6 +56,10 @@ class KMeans(BaseKMeans):
         Bytes, or such as '512MiB', of rows that are held beyond X itself, of which 32 MiB are the default. Rows that
         must be converted, read from disk or made dense are, block by block in every pass, or once if all of them fit.
         It changes no bit of the result.
+    device : str or torch.device, optional
+        What works on the rows, if not the device that they are on: 'cuda' for rows in the host's memory or on its
+        disk. They are copied to it once if they fit into `max_memory`, by default half of what is free there, and
+        otherwise in every pass, block by block through pinned memory, the next block while this one is worked on.
     process_group : torch.distributed.ProcessGroup or bool, optional
         Processes that fit one model together, such as torchrun starts, each to rows of its own (True: the default
         group). `fit` is then collective: every process calls it, with equal parameters, and finds the same centroids,
@@ -120,6 +124,7 @@ class KMeans(BaseKMeans):
         "early_stop_threshold": [Interval(Real, 0, None, closed="left"), None],
         "process_group": ["boolean", ProcessGroup, None],
         "max_memory": [Interval(Integral, 1, None, closed="left"), str, None],
+        "device": [str, torch.device, None],
     }
 
     def __init__(
@@ -137,6 +142,7 @@ class KMeans(BaseKMeans):
         empty: str = "farthest",
         callback: Callback | None = None,
         max_memory: int | str | None = None,
+        device: torch.device | str | None = None,
         process_group: Any = None,
         spherical: bool = False,
         early_stop_threshold: float | None = None,
@@ -153,6 +159,7 @@ class KMeans(BaseKMeans):
         self.empty = empty
         self.callback = callback
         self.max_memory = max_memory
+        self.device = device
         self.process_group = process_group
         self.spherical = spherical
         self.early_stop_threshold = early_stop_threshold
@@ -229,6 +236,7 @@ class KMeans(BaseKMeans):
             max_memory=self.max_memory,
             spherical=self.spherical,
             ranks=ranks,
+            device=self.device,
         )
 
     def _best_run(self, points: Points) -> Lloyd:

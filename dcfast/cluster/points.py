@@ -20,12 +20,15 @@ from sklearn.utils.validation import validate_data
 from dcfast import ops
 from dcfast.cluster import arrays
 from dcfast.cluster.ranks import Ranks
+from dcfast.cluster.transfer import on_device
 from dcfast.ops.accumulate.grid import carry_
 
 # Multiply-adds per iteration up to which a problem, alone or among many, is left to one thread.
 _FEW_OPERATIONS, _MANY_OPERATIONS = 2**22, 2**26
 # Bytes of rows that are converted or read at once unless the caller says otherwise.
 DEFAULT_MEMORY = 2**25
+# The same where rows pass from the host to a GPU: large copies, and four of them in flight or in buffers.
+_STREAM_MEMORY = 2**30
 _NUMPY: dict[torch.dtype, Any] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 # Elements of rows that are divided by their norms at once.
 _UNIT_ELEMENTS = 2**18
@@ -293,6 +296,22 @@ class OnSphere(Points):
         self.points.check_finite()
 
 
+class OnDevice(Points):
+    """The rows of other points, worked on by another device."""
+
+    def __init__(self, points: Points, device: torch.device) -> None:
+        self.points, self.device = points, device
+        self.n_samples, self.n_features = points.n_samples, points.n_features
+        self.dtype, self.source = points.dtype, points.source
+        self.answer = lambda tensor: points.answer(tensor.to(points.device))
+
+    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        yield from on_device(self.points.blocks(), self.device)
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.points.take(rows.to(self.points.device)).to(self.device)
+
+
 class Streamed(Points):
     """Rows that a function gives anew in every pass: it returns an iterator of 2-D arrays.
 
@@ -389,6 +408,7 @@ def open_points(
     max_memory: int | str | None = None,
     spherical: bool = False,
     ranks: Ranks | None = None,
+    device: torch.device | str | None = None,
 ) -> Points:
     """Check `X` and `sample_weight`; sets or checks `n_features_in_`, and `feature_names_in_` for data frames.
 
@@ -402,11 +422,13 @@ def open_points(
         Narrower rows are widened to this.
     max_memory : int or str, optional
         Bytes (or such as '512MiB') of rows that are converted or read at once; what fits is converted only once.
-        32 MiB if not given.
+        If not given 32 MiB, or half of what is free on a GPU that the rows are not on.
     spherical : bool
         Divide the rows by their norms.
     ranks : Ranks, optional
         Processes that call this with rows of their own: errors are raised on all of them.
+    device : torch.device or str, optional
+        What works on the rows, if not the device that they are on.
 
     Raises
     ------
@@ -421,11 +443,17 @@ def open_points(
     ranks = ranks or Ranks()
     with ranks.together():
         memory = parse_memory(max_memory)
-        points = _open(estimator, X, reset, min_rows if ranks.size == 1 else 0, at_least, memory)
+        min_here = min_rows if ranks.size == 1 else 0
+        points = _open(estimator, X, reset, min_here, at_least, min(memory, _STREAM_MEMORY) if device else memory)
+        place = points.device if device is None else find_device(device)
+        if place != points.device:
+            if place.type == "cuda" and max_memory is None:
+                memory = torch.cuda.mem_get_info(place)[0] // 2
+            points = OnDevice(_sliced(points, min(memory, _STREAM_MEMORY)), place)
         points.check_finite()
         if spherical:
             answer = points.answer
-            points = OnSphere(Sliced(points.x, points.dtype, memory) if isinstance(points, InMemory) else points)
+            points = OnSphere(_sliced(points, memory))
             points.answer = answer
         points = _loaded(points, memory)
         points.sample_weight = arrays.sample_weights(sample_weight, points.n_samples, points.device)
@@ -438,6 +466,28 @@ def open_points(
         if not int(ranks.sum(some)):
             raise ValueError("Sample weights must contain at least one non-zero number.")
     return points
+
+
+def find_device(device: torch.device | str) -> torch.device:
+    """Return the device with its number; ValueError if it is none, or no GPU is there."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device={device!r} is no device: give 'cpu', 'cuda' or 'cuda:1'") from None
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}, but torch sees no GPU: leave device out")
+    return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
+
+
+def _sliced(points: Points, memory: int) -> Points:
+    """The same points, of which one block at a time is looked at."""
+    if not isinstance(points, InMemory):
+        return points
+    sliced = Sliced(points.x, points.dtype, memory)
+    sliced.answer = points.answer
+    return sliced
 
 
 def _join(points: Points, ranks: Ranks) -> None:

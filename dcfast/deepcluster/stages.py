@@ -222,6 +222,7 @@ def cluster_features(
                 random_state=seed,
                 empty="split",
                 max_memory=config.max_memory,
+                device=device,
                 callback=lambda iteration, n_moved: advance(1, f"{n_moved} moved"),
                 process_group=ranks.group,
             ).fit(points)
