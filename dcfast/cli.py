@@ -117,9 +117,10 @@ def train(
             return "interrupted before it began"
         metrics = where / "metrics.jsonl"
         n_epochs = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-        saved = f"epochs 1 to {n_epochs} are saved" if n_epochs else "no epoch had ended"
-        if (steps := getattr(stop, "step", 0)) > 0:
-            saved = f"{f'{saved}, and ' if n_epochs else ''}the first {steps} steps of epoch {n_epochs + 1} are saved"
+        steps = getattr(stop, "step", 0)
+        parts = [f"epochs 1 to {n_epochs}"] if n_epochs else []
+        parts += [f"the first {steps} steps of epoch {n_epochs + 1}"] if steps else []
+        saved = f"{' and '.join(parts)} are saved" if parts else "no epoch had ended"
         n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
         program = "dcfast" if n_ranks == 1 else f"torchrun --nproc-per-node {n_ranks} -m dcfast"
         return f"interrupted; {saved}; go on with: {program} train --resume {where}"

@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dcfast.cli import app
-from dcfast.deepcluster import load_run, report
+from dcfast.deepcluster import load_run, report, trainer
+from dcfast.deepcluster.interrupt import Interrupted
 from dcfast.deepcluster.progress import Display
 
 OPTIONS = ["--limit", "80", "--n-clusters", "6", "--batch-size", "16", "--pca", "8", "--threads", "1"]
@@ -103,6 +104,11 @@ def test_interrupting_tells_how_to_go_on(dcfast, tmp_path, monkeypatch):
         done = dcfast("train", "digits", "--output", run, "--epochs", 2, *OPTIONS)
     assert done.exit_code == 130
     assert f"interrupted; epochs 1 to 1 are saved; go on with: dcfast train --resume {run}" in done.stderr
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "train_epoch", lambda *_: (_ for _ in ()).throw(Interrupted(1, 0.0, 2)))
+        done = dcfast("train", "--resume", run)
+    assert done.exit_code == 130
+    assert "interrupted; epochs 1 to 1 and the first 1 steps of epoch 2 are saved; go on" in done.stderr
     with monkeypatch.context() as patched:
         patched.setattr(Display, "stage", interrupt)
         done = dcfast("train", "digits", "--output", tmp_path / "other", *OPTIONS)

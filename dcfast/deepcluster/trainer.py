@@ -325,7 +325,7 @@ class Trainer:
         self.scaler.load_state_dict(checkpoint["scaler"])
         self.assignments = checkpoint["assignments"].cpu().numpy()
         self.history = checkpoint["history"]
-        self._begun = checkpoint["begun"]
+        self._begun = checkpoint.get("begun")
         if self._begun is None:  # else the assignments are those of an epoch that is not done
             self._publish()
 
