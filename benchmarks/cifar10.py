@@ -64,6 +64,9 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# The same network untrained.
+UNTRAINED = {"DeepCluster": "untrained", "RGB": "RGB untrained"}
+
 
 def imbalanced(folder: Path, work: Path) -> Path:
     """Make a folder of links in which every class has half the images of the one before: 5,000, 2,500, ..., 10."""
@@ -165,6 +168,14 @@ def tables(results: list[dict[str, Any]]) -> str:
                 spread([one["cpu_seconds"] for one in seeds], 0),
             ]
             lines.append(f"| {name} ({len(seeds)}) | {' | '.join(cells)} |")
+            before = by_name.get(UNTRAINED.get(name, ""), []) if name in runs else []
+            pairs = [(one, other) for one in seeds for other in before if one["seed"] == other["seed"]]
+            if pairs:
+                gains = (
+                    spread([100 * (one["accuracy"][layer] - other["accuracy"][layer]) for one, other in pairs], 1)
+                    for layer in layers
+                )
+                lines.append(f"| gain of {name}, seed by seed | {' | '.join(gains)} | | | | |")
         lines.append("")
     return "\n".join(lines)
 
@@ -181,7 +192,9 @@ def main(
     folder: Annotated[Path, typer.Argument(help="With train/<class>/ and test/<class>/.")],
     work: Annotated[Path, typer.Option(help="Where runs and their results are kept.")],
     jobs: Annotated[int, typer.Option(help="Runs at once, of one thread each.")] = 2,
-    study: Annotated[list[str] | None, typer.Option(help="First words of the studies to run; all of them.")] = None,
+    study: Annotated[
+        list[str] | None, typer.Option(help="First words of the studies to run, '-' for none; all of them.")
+    ] = None,
 ) -> None:
     """Run the studies that are not done yet, and print the tables of those that are."""
     console = Console()
