@@ -354,9 +354,37 @@ FAULTS = [
     Fault(
         "parts of a batch weigh the same",
         "dcfast/deepcluster/stages.py",
-        " * (weight[aim].sum() / weight[target].sum())",
+        " * (weight[aim].sum() / weight[batch].sum() * counts)",
         " / config.accumulate",
         "tests/test_scale.py -k whole_batch",
+    ),
+    Fault(
+        "a process without an image counts",
+        "dcfast/deepcluster/stages.py",
+        "else (batch[:1], 0)",
+        "else (batch[:1], ranks.size)",
+        "tests/test_torchrun.py -k gradients",
+    ),
+    Fault(
+        "sums of PCA by the rank's own tree",
+        "dcfast/cluster/whiten.py",
+        "self.index % 2 == 0 and ",
+        "",
+        "tests/test_distributed.py -k components",
+    ),
+    Fault(
+        "an interrupted epoch forgets its loss",
+        "dcfast/deepcluster/stages.py",
+        "total += total_before",
+        "total += 0",
+        "tests/test_trainer.py -k next_step",
+    ),
+    Fault(
+        "crops enlarged without interpolation",
+        "dcfast/deepcluster/regions.py",
+        "(1 / scale.clamp(min=1))",
+        "(1 / scale)",
+        "tests/test_regions.py",
     ),
     Fault(
         "D64 fused on GPUs",
