@@ -3,7 +3,8 @@
     python benchmarks/cifar10.py FOLDER --work DIR
 
 FOLDER holds ``train/<class>/`` and ``test/<class>/``. DIR keeps what is done: started again, the script goes on. At the
-end it writes ``benchmarks/results/cifar10-<date>.json`` and prints the tables.
+end it writes ``benchmarks/results/cifar10-<date>.json`` and prints the tables. Runs that such a file holds already, of
+the same options, are taken from it: give an empty folder as ``--results`` to make all of them again.
 """
 
 from __future__ import annotations
@@ -63,12 +64,12 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "Forced imbalance": {f"imbalanced, {b}": {"balance": b, "imbalanced": True} for b in ("sampler", "loss", "none")},
     "Colours in place of Sobel": {
         "RGB": {"sobel": False},
-        "RGB untrained": {"sobel": False, "train": "nothing"},
+        "RGB untrained, normalised": {"sobel": False, "train": "statistics"},
     },
 }
 
 # The same network untrained.
-UNTRAINED = {"DeepCluster": "untrained", "RGB": "RGB untrained"}
+UNTRAINED = {"DeepCluster": "untrained, normalised", "RGB": "RGB untrained, normalised"}
 
 
 def imbalanced(folder: Path, work: Path) -> Path:
@@ -160,6 +161,24 @@ def commit() -> str:
     return given or subprocess.run(found, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def known(results: Path, work: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return what is done, by name and seed: what the newest file of these options holds, and what ``work`` does."""
+    runs: list[dict[str, Any]] = []
+    for path in sorted(results.glob("cifar10-*.json")):
+        file = json.loads(path.read_text())
+        if (file["base"], file["probe"]) == (BASE, PROBE):
+            runs = file["runs"]
+    runs += [json.loads(path.read_text()) for path in sorted(work.glob("*.json"))]
+    wanted = {name: options for study in STUDIES.values() for name, options in study.items()}
+    found = {}
+    for run in runs:
+        options = {**BASE, **wanted.get(run["name"], {}), "seed": run["seed"]}
+        kept = {name: value for name, value in options.items() if name in run["options"]}
+        if run["name"] in wanted and kept == run["options"]:
+            found[run["name"], run["seed"]] = run
+    return found
+
+
 def tables(results: list[dict[str, Any]]) -> str:
     """Return the studies as Markdown."""
     by_name: dict[str, list[dict[str, Any]]] = {}
@@ -193,7 +212,7 @@ def tables(results: list[dict[str, Any]]) -> str:
                     spread([100 * (one["accuracy"][layer] - other["accuracy"][layer]) for one, other in pairs], 1)
                     for layer in layers
                 )
-                lines.append(f"| gain of {name}, seed by seed | {' | '.join(gains)} | | | | |")
+                lines.append(f"| {name} less {UNTRAINED[name]}, seed by seed | {' | '.join(gains)} | | | | |")
         lines.append("")
     return "\n".join(lines)
 
@@ -213,12 +232,14 @@ def main(
     study: Annotated[
         list[str] | None, typer.Option(help="First words of the studies to run, '-' for none; all of them.")
     ] = None,
+    results: Annotated[Path, typer.Option(help="Folder of result files.")] = Path(__file__).parent / "results",
 ) -> None:
     """Run the studies that are not done yet, and print the tables of those that are."""
     console = Console()
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     imbalanced(folder / "train", work)
+    found = known(results, work)
     chosen = [runs for name, runs in STUDIES.items() if not study or name.startswith(tuple(study))]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         waiting = {}
@@ -226,7 +247,7 @@ def main(
             for seed in SEEDS:
                 for name, options in runs.items():
                     where = work / f"{name.replace(' ', '-')}-{seed}.json"
-                    if not where.exists():
+                    if (name, seed) not in found:
                         waiting[pool.submit(learn, folder, work, name, seed, options)] = where
         for number, done in enumerate(as_completed(waiting), 1):
             result = done.result()
@@ -237,12 +258,12 @@ def main(
                 f"{result['wall_seconds']:.0f} s",
                 highlight=False,
             )
-    results = [json.loads(path.read_text()) for path in sorted(work.glob("*.json"))]
-    target = Path(__file__).parent / "results" / f"cifar10-{datetime.date.today():%Y-%m-%d}.json"
+    runs = list(known(results, work).values())
+    target = results / f"cifar10-{datetime.date.today():%Y-%m-%d}.json"
     target.parent.mkdir(exist_ok=True)
-    text = json.dumps({"base": BASE, "probe": PROBE, "torch": torch.__version__, "runs": results}, indent=1)
+    text = json.dumps({"base": BASE, "probe": PROBE, "torch": torch.__version__, "runs": runs}, indent=1)
     replace(target, lambda file: file.write(text.encode()))
-    console.print(tables(results), markup=False, highlight=False, soft_wrap=True)
+    console.print(tables(runs), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
