@@ -149,10 +149,18 @@ def no_waiting():
 def test_nothing_waits_for_the_device(serving, call, inputs):
     arguments = there(inputs(0))
     with served_by(serving):
-        call(*arguments)  # compiles and loads what it needs
+        expected = bits(call(*arguments))  # compiles and loads what it needs
+        arguments = there(inputs(0))
         torch.cuda.synchronize()
         with no_waiting():
-            call(*arguments)
+            found = call(*arguments)
+    assert bits(found) == expected
+
+
+def test_a_wait_would_be_noticed():
+    x = torch.ones(3, device="cuda")
+    with no_waiting(), pytest.raises(RuntimeError, match="synchroniz"):
+        x.sum().item()
 
 
 def test_kmeans_plusplus_does_not_wait(serving):

@@ -12,9 +12,8 @@ from dcfast.deepcluster.models import AlexNet, ResNet, SmallConvNet, build_model
 from dcfast.deepcluster.rundir import RunDir
 
 
-def _same(left, right):
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
+def _equal(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def _published(model, **more):
@@ -34,8 +33,9 @@ def test_a_published_checkpoint_loads(tmp_path):
     torch.save(_published(published), tmp_path / "checkpoint.pth.tar")
     torch.manual_seed(2)
     model = AlexNet(63, width=8)
+    assert not _equal(model.state_dict(), published.state_dict())
     load_weights(model, tmp_path / "checkpoint.pth.tar")
-    _same(model.state_dict(), published.state_dict())
+    assert _equal(model.state_dict(), published.state_dict())
 
 
 def test_published_names_are_the_authors_names(make_run, tmp_path):
@@ -58,19 +58,20 @@ def test_published_names_are_the_authors_names(make_run, tmp_path):
     torch.testing.assert_close(gradients[0, 0, 0, 0], across[0] - across[1])
     model = AlexNet(63)
     load_weights(model, tmp_path / "alexnet.pth.tar")
-    _same(model.state_dict(), run.model.state_dict())
+    assert _equal(model.state_dict(), run.model.state_dict())
 
 
 def test_exports_are_the_network(make_run):
     run = load_run(make_run())
     plain = torch.load(export(run), weights_only=True)
     safe = safetensors.torch.load_file(export(run, "safetensors"))
-    _same(plain, run.model.state_dict())
-    _same(safe, plain)
+    assert _equal(plain, run.model.state_dict())
+    assert _equal(safe, plain)
     for name in ("model.pt", "model.safetensors", "checkpoint.pt", ""):
         model = SmallConvNet(16)
+        assert not _equal(model.state_dict(), plain)
         load_weights(model, run.dir.path / name)
-        _same(model.state_dict(), plain)
+        assert _equal(model.state_dict(), plain)
 
 
 def test_exports_that_cannot_be(make_run, monkeypatch):
@@ -95,7 +96,7 @@ def test_files_that_do_not_fit_name_the_first_keys(tmp_path):
     torch.save(SmallConvNet(16, sobel=False).state_dict(), tmp_path / "colours.pt")
     with pytest.raises(ValueError, match=r": features\.0\.weight is \(32, 3, 3, 3\) there and \(32, 2, 3, 3\) here\."):
         load_weights(model, tmp_path / "colours.pt")
-    _same(model.state_dict(), before)
+    assert _equal(model.state_dict(), before)
     with pytest.raises(ValueError, match=r"it lacks 1\.bias\. Do this"):
         load_state(
             torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(2, 2)), {"1.weight": torch.ones(2, 2)}, "x", "do this"
@@ -120,7 +121,7 @@ def test_a_run_starts_from_given_weights_and_forgets_where_they_lay(tmp_path):
     train(tmp_path / "run", init=str(tmp_path / "given.pt"), epochs=1, limit=40, n_clusters=4)
     (tmp_path / "given.pt").unlink()
     run = load_run(tmp_path / "run")
-    _same(run.untrained_model().state_dict(), given.state_dict())
+    assert _equal(run.untrained_model().state_dict(), given.state_dict())
     moved = (run.model.features[0].weight - given.features[0].weight).abs().max()
     assert 0 < moved < 1
     train_again = pytest.raises(FileNotFoundError, match="no checkpoint")
@@ -135,5 +136,6 @@ def test_torchvision_s_names_load_into_a_resnet(tmp_path):
     state = {**published.state_dict(), "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     torch.save(state, tmp_path / "resnet18.pth")
     model = build_model("resnet18", 224, sobel=False)
+    assert not _equal(model.state_dict(), published.state_dict())
     load_weights(model, tmp_path / "resnet18.pth")
-    _same(model.state_dict(), published.state_dict())
+    assert _equal(model.state_dict(), published.state_dict())

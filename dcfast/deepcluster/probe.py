@@ -46,8 +46,8 @@ _ACTIVATION_BYTES = 2**28  # of all blocks' outputs together, per batch of image
 
 
 @dataclass(frozen=True)
-class LayerProbe:
-    """What the probe found at one convolution block.
+class ProbedLayer:
+    """A convolution block that a classifier was trained on.
 
     Attributes
     ----------
@@ -55,14 +55,24 @@ class LayerProbe:
         'conv1' is the first block.
     n_features : int
         Values per image after pooling.
+    """
+
+    name: str
+    n_features: int
+
+
+@dataclass(frozen=True)
+class LayerProbe(ProbedLayer):
+    """What `probe` found at one convolution block.
+
+    Attributes
+    ----------
     trained, untrained : float
         Share of the test images that are classified rightly, with the trained and with the untrained network.
     trained_fit, untrained_fit : float
         The same on the images that the classifier was trained on.
     """
 
-    name: str
-    n_features: int
     trained: float
     untrained: float
     trained_fit: float
@@ -70,21 +80,15 @@ class LayerProbe:
 
 
 @dataclass(frozen=True)
-class LayerAccuracy:
-    """What a classifier on one convolution block of a network reaches.
+class LayerAccuracy(ProbedLayer):
+    """What `probe_network` found at one convolution block.
 
     Attributes
     ----------
-    name : str
-        'conv1' is the first block.
-    n_features : int
-        Values per image after pooling.
     accuracy, fit : float
         Share of the test images, and of the images that it was trained on, that are classified rightly.
     """
 
-    name: str
-    n_features: int
     accuracy: float
     fit: float
 
