@@ -85,7 +85,7 @@ mutate: $(VENV)/.test
 sanitize: sanitize-memory sanitize-threads
 
 SANITIZE := $(abspath build/sanitize)
-SANITIZED_TESTS := $(addprefix tests/test_,$(addsuffix .py,accumulate assign bisecting faiss hard_inputs inertia kmeans \
+SANITIZED_TESTS := $(addprefix tests/test_,$(addsuffix .py,accumulate assign batch_norm_relu_pool bisecting faiss hard_inputs inertia kmeans \
   kmeans_plusplus linear_weighted_cross_entropy lloyd minibatch points sobel_conv2d split_empty weighted_cross_entropy))
 
 # Python itself is not built for the sanitizer, so that its library comes first by LD_PRELOAD, and what the interpreter

@@ -121,10 +121,12 @@ def test_epoch(compare, balance, tmp_path):
         model, top = network()
         model.features[0] = EagerSobelConv(model.features[0])
         model.eval()
+        # Its modules one by one; `forward` would fuse some of them.
+        network_of = nn.Sequential(model.features, nn.Flatten(), model.classifier)
         clock = Clock()
         batches = Batches(CentreCrops(data, config.batch_size), 0, cpu)
         with torch.inference_mode():
-            features = torch.cat([model.forward_features(images) for images in batches]).numpy()
+            features = torch.cat([network_of(images) for images in batches]).numpy()
         clock.lap("features", batches.waited)
         points = PCA(n_components, whiten=True).fit_transform(features).astype(np.float32)
         points /= np.linalg.norm(points, axis=1, keepdims=True)
@@ -144,7 +146,7 @@ def test_epoch(compare, balance, tmp_path):
         batches = Batches(crops, 0, cpu)
         targets, total, done = labels[torch.from_numpy(order)], 0.0, 0
         for images in batches:
-            loss = loss_of(top(model(images)), targets[done : done + len(images)])
+            loss = loss_of(top(torch.relu(network_of(images))), targets[done : done + len(images)])
             for optimizer in both:
                 optimizer.zero_grad()
             loss.backward()

@@ -41,6 +41,7 @@ D64 = "csrc/cpu/d64.h"
 EXACT_SUM = "csrc/cpu/exact_sum.h"
 SPLIT = "csrc/cpu/split_empty.h"
 LLOYD = "csrc/cpu/lloyd.cpp"
+POOL = "csrc/cpu/batch_norm_relu_pool.cpp"
 CUDA_ASSIGN = "csrc/cuda/assign.cuh"
 CUDA_ROWS = "csrc/cuda/assign_prepare.cu"
 CUDA_RECHECK = "csrc/cuda/assign_recheck.cu"
@@ -392,6 +393,21 @@ FAULTS = [
         '_PAIR_OPTIONS = {"num_warps": 1, "enable_fp_fusion": False}',
         '_PAIR_OPTIONS = {"num_warps": 1}',
         "tests/offline/test_triton.py -k 'assign and d64'",
+    ),
+    Fault("pooling: NaN lost", POOL, "(v > best) | (v != v)", "v > best", "tests/test_batch_norm_relu_pool.py"),
+    Fault(
+        "pooling: the batch's moments held constant",
+        "dcfast/ops/batch_norm_relu_pool/native.py",
+        "share = float(of_batch)",
+        "share = 0.0",
+        "tests/test_batch_norm_relu_pool.py",
+    ),
+    Fault(
+        "pooling: overlapping windows overwrite",
+        POOL,
+        "once ? share : V::load(to) + share",
+        "share",
+        "tests/test_batch_norm_relu_pool.py",
     ),
 ]
 

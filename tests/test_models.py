@@ -1,11 +1,13 @@
 """The networks: layer for layer as published."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from dcfast import ops
 from dcfast.deepcluster.models import (
     VGG16,
     AlexNet,
@@ -138,6 +140,44 @@ def test_inference_fuses_normalisation_and_relu_into_the_first_layer(monkeypatch
     assert not torch.equal(features, torch.zeros_like(features))
     error = (features - expected).abs().max() / expected.abs().max()
     assert error < 50 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("network", "size"), [(SmallConvNet, 16), (AlexNet, 63)])
+def test_a_network_on_the_cpu_does_what_its_modules_do(monkeypatch, network, size, training, momentum):
+    model = network(size, width=16, dropout=0.0)
+    for norm in model.features:
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = momentum
+    plain = copy.deepcopy(model)
+    model.train(training)
+    plain.train(training)
+    blocks, op = [], ops.batch_norm_relu_pool
+    monkeypatch.setattr(ops, "batch_norm_relu_pool", lambda *args, **kwargs: blocks.append(0) or op(*args, **kwargs))
+    for seed in range(2):
+        images = _images(6, size).roll(seed, 3)
+        features = model.forward_features(images)
+        torch.testing.assert_close(features, plain.classifier(plain.features(images).flatten(1)), atol=1e-5, rtol=1e-4)
+    assert len(blocks) == 2 * len(_convolutions(model))
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    for name, value in model.state_dict().items():  # running statistics too
+        torch.testing.assert_close(value, plain.state_dict()[name], msg=name)
+    if training:
+        grad = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+        model.forward_features(images).backward(grad)
+        plain.classifier(plain.features(images).flatten(1)).backward(grad)
+        for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+            close = torch.linalg.vector_norm(ours.grad - theirs.grad) <= 1e-3 * torch.linalg.vector_norm(theirs.grad)
+            # A constant before normalisation has no gradient but rounding.
+            assert close or (name.endswith("bias") and theirs.grad.abs().max() < 1e-3), name
+
+
+def test_other_arithmetic_than_float32_is_left_to_the_modules(monkeypatch):
+    monkeypatch.setattr(ops, "batch_norm_relu_pool", None)
+    SmallConvNet(16).double()(_images(2, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        SmallConvNet(16)(_images(2, 16))
 
 
 @pytest.mark.parametrize("sobel", [True, False])

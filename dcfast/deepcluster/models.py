@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 from abc import ABC, abstractmethod
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from dcfast import ops
 from dcfast.nn import SobelConv2d
 
 __all__ = [
@@ -112,9 +114,14 @@ class ConvNet(Backbone):
         return self.classifier(self._convolve(images).flatten(1))
 
     def _convolve(self, images: Tensor) -> Tensor:
-        conv, norm, *_ = self.features
-        assert isinstance(norm, nn.BatchNorm2d)
-        return self.features[3:](_first_block(conv, norm, images))
+        x = images
+        modules = list(self.features)
+        for at, (conv, norm) in enumerate(itertools.pairwise(modules)):
+            if not isinstance(norm, nn.BatchNorm2d):
+                continue
+            pool = modules[at + 3] if at + 3 < len(modules) else None
+            x = _block(conv, norm, pool if isinstance(pool, nn.MaxPool2d) else None, x)
+        return x
 
     def conv_outputs(self, images: Tensor) -> list[Tensor]:
         """Return the output of every convolution block after its ReLU and before any pooling, first block first."""
@@ -125,6 +132,32 @@ class ConvNet(Backbone):
             if isinstance(module, nn.ReLU):
                 outputs.append(x)
         return outputs
+
+
+def _block(conv: nn.Module, norm: nn.BatchNorm2d, pool: nn.MaxPool2d | None, x: Tensor) -> Tensor:
+    """Return convolution, normalisation, ReLU and pooling; in float32 on the CPU all but the first as one op."""
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or norm.weight.dtype != torch.float32:
+        x = _first_block(conv, norm, x)
+        return x if pool is None else pool(x)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    x = conv(x)
+    kernel, stride = (1, 1) if pool is None else (pool.kernel_size, pool.stride)
+    assert isinstance(kernel, int)
+    assert isinstance(stride, int)
+    constants = {} if norm.training else {"mean": norm.running_mean, "variance": norm.running_var}
+    out, mean, variance = ops.batch_norm_relu_pool(
+        x, norm.weight, norm.bias, **constants, eps=norm.eps, kernel_size=kernel, stride=stride
+    )
+    if norm.training:
+        with torch.no_grad():
+            norm.num_batches_tracked += 1
+            share = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+            count = x.numel() // x.shape[1]
+            norm.running_mean.lerp_(mean.float(), share)
+            norm.running_var.lerp_((variance * (count / (count - 1))).float(), share)
+    return out
 
 
 def _first_block(conv: nn.Module, norm: nn.BatchNorm2d, images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from dcfast.ops._registry import backend
 from dcfast.ops.accumulate import ClusterSums, Grid, RunningSums, accumulate, column_range, grid_of, means, sum_grid
 from dcfast.ops.assign import assign, lower_bounds, reassign
+from dcfast.ops.batch_norm_relu_pool import batch_norm_relu_pool
 from dcfast.ops.draw_rows import draw_rows
 from dcfast.ops.inertia import exact_sum, inertia, point_distances
 from dcfast.ops.kmeans_plusplus import kmeans_plusplus, kmeans_plusplus_batch
@@ -20,6 +21,7 @@ __all__ = [
     "accumulate",
     "assign",
     "backend",
+    "batch_norm_relu_pool",
     "column_range",
     "draw_rows",
     "exact_sum",

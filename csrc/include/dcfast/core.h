@@ -201,6 +201,37 @@ typedef int dcfast_cuda_sobel_conv2d_backward_weight_fn(int dtype, int image_dty
                                                         const double* fold, const void* grad, int64_t max_rows,
                                                         void* partial, int64_t* rows, void* stream);
 
+// ---- batch_norm_relu_pool ------------------------------------------------------------------------------------
+// The sizes of one call, 10 consecutive int64. x is (images, channels, height, width), contiguous or, where
+// channels_last is not 0, as (images, height, width, channels); outputs of out_h x out_w and their gradients are the
+// latter.
+struct dcfast_pool_sizes {
+  int64_t images, channels, height, width, kernel, stride, out_h, out_w, channels_last, band;
+};
+
+// All take the images [start, stop). partial is images x 2 x channels, a workspace; totals (2 x channels) gain the sums
+// of the images in their order. scratch is n_threads x (2 band + 1) rows of width x channels elements, rounded up to 16
+// for each thread; a band is of `kernel` rows at least.
+//
+// Sums of x - pivot and of its square.
+typedef int dcfast_cpu_batch_moments_fn(int dtype, const dcfast_pool_sizes* sizes, const void* x, const void* pivot,
+                                        void* scratch, double* partial, double* totals, int64_t start, int64_t stop,
+                                        int n_threads);
+// The largest scale x + shift of each window, or 0, and where in the window it was: row * kernel + column, 255 for 0.
+typedef int dcfast_cpu_batch_norm_relu_pool_fn(int dtype, const dcfast_pool_sizes* sizes, const void* x,
+                                               const void* scale, const void* shift, void* scratch, void* out,
+                                               uint8_t* taken, int64_t start, int64_t stop, int n_threads);
+// Sums of the gradient g before pooling and ReLU, and of g (x - mean).
+typedef int dcfast_cpu_batch_norm_relu_pool_sums_fn(int dtype, const dcfast_pool_sizes* sizes, const void* grad,
+                                                    const uint8_t* taken, const void* x, const void* mean,
+                                                    void* scratch, double* partial, double* totals, int64_t start,
+                                                    int64_t stop, int n_threads);
+// out, laid out as x, = factors[0] g - factors[1] - factors[2] (x - mean), each per channel.
+typedef int dcfast_cpu_batch_norm_relu_pool_backward_fn(int dtype, const dcfast_pool_sizes* sizes, const void* grad,
+                                                        const uint8_t* taken, const void* x, const void* mean,
+                                                        const void* factors, void* scratch, void* out, int64_t start,
+                                                        int64_t stop, int n_threads);
+
 // ---- weighted_cross_entropy: the weight of a class is 1 / its size -----------------------------------------------
 // total becomes the sum of the targets' weights, NaN if a target is neither in [0, k) nor ignore_index. sizes (k) is
 // float32 or float64, as the dtype says.
@@ -253,31 +284,35 @@ typedef int dcfast_cuda_assign_fn(int dtype, const void* x, int64_t x_problem, i
 
 // An op is one line here and one function of that name in csrc/cpu (or csrc/cuda): dispatch.cpp and
 // bindings.cpp are generated from these lists.
-#define DCFAST_CPU_OPS(X)         \
-  X(assign_workspace)             \
-  X(assign_prepare)               \
-  X(assign_scratch)               \
-  X(assign)                       \
-  X(accumulate)                   \
-  X(means)                        \
-  X(column_range)                 \
-  X(point_distances)              \
-  X(exact_sum_add)                \
-  X(exact_sum_round)              \
-  X(kmeans_plusplus_workspace)    \
-  X(kmeans_plusplus)              \
-  X(kmeans_plusplus_batch)        \
-  X(draw_rows)                    \
-  X(lloyd_workspace)              \
-  X(lloyd)                        \
-  X(split_empty)                  \
-  X(sobel_conv2d_plan)            \
-  X(sobel_conv2d_pack)            \
-  X(sobel_conv2d)                 \
-  X(sobel_conv2d_backward_weight) \
-  X(sobel_conv2d_backward_image)  \
-  X(weighted_cross_entropy_total) \
-  X(weighted_cross_entropy)       \
+#define DCFAST_CPU_OPS(X)          \
+  X(assign_workspace)              \
+  X(assign_prepare)                \
+  X(assign_scratch)                \
+  X(assign)                        \
+  X(accumulate)                    \
+  X(means)                         \
+  X(column_range)                  \
+  X(point_distances)               \
+  X(exact_sum_add)                 \
+  X(exact_sum_round)               \
+  X(kmeans_plusplus_workspace)     \
+  X(kmeans_plusplus)               \
+  X(kmeans_plusplus_batch)         \
+  X(draw_rows)                     \
+  X(lloyd_workspace)               \
+  X(lloyd)                         \
+  X(split_empty)                   \
+  X(sobel_conv2d_plan)             \
+  X(sobel_conv2d_pack)             \
+  X(sobel_conv2d)                  \
+  X(sobel_conv2d_backward_weight)  \
+  X(sobel_conv2d_backward_image)   \
+  X(batch_moments)                 \
+  X(batch_norm_relu_pool)          \
+  X(batch_norm_relu_pool_sums)     \
+  X(batch_norm_relu_pool_backward) \
+  X(weighted_cross_entropy_total)  \
+  X(weighted_cross_entropy)        \
   X(weighted_cross_entropy_backward)
 
 #define DCFAST_CUDA_OPS(X)        \
