@@ -60,8 +60,7 @@ def bits(model):
     return *arrays, model.inertia_, model.n_iter_
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize(("dtype", "weight"), [(np.float32, WEIGHT), (np.float64, None)])
 def test_every_source_gives_the_same_bits(dtype, weight, tmp_path):
     X = rows(dtype)
     for init, empty, memory in (("k-means++", "farthest", 7000), ("random", "split", 2500), ("random", "keep", "1GiB")):
