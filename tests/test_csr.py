@@ -1,15 +1,22 @@
 """Rows in CSR: every op gives the bits of the dense form, and nothing is made dense as a whole."""
 
 import dataclasses
+import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
+from sklearn.exceptions import ConvergenceWarning
 
-from dcfast import ops
+from dcfast import BisectingKMeans, KMeans, MiniBatchKMeans, ops
+from dcfast.cluster import sparse
 from dcfast.ops import _native
 
-SHAPES = [(1, 1, 1), (5, 3, 2), (60, 40, 60), (257, 64, 100), (300, 300, 50), (97, 513, 9), (13, 1, 40), (40, 2000, 5)]
+# One row, one column, as many centroids as rows; widths of one to many vectors, rows of several spans of columns.
+SHAPES = [(1, 1, 1), (5, 3, 2), (13, 1, 40), (60, 40, 60), (90, 33, 140), (40, 300, 9)]
 KINDS = ["normal", "lattice", "holes", "empty", "huge", "tiny", "duplicates", "mixed", "nonfinite"]
 DTYPES = [torch.float32, torch.float64]
 
@@ -124,7 +131,7 @@ def test_sums_follow_the_labels(n, d, k, kind, dtype):
     x, _ = make(n, d, k, kind, dtype)
     weight = torch.rand(n, dtype=torch.float64)
     weight[::5] = 0
-    labels = [torch.randint(-1, k + 1, (n,)) for _ in range(3)]
+    labels = [torch.randint(-1, k + 1, (n,)) for _ in range(2)]
     for w in (None, weight):
         smallest, largest = reference(ops.column_range, x, w)
         for index in (torch.int32, torch.int64):
@@ -135,9 +142,9 @@ def test_sums_follow_the_labels(n, d, k, kind, dtype):
             grid = ops.grid_of(smallest, largest, dtype, n, w is not None)
             weight_grid = None if w is None else ops.sum_grid(w[:, None])
             sparse, dense = ops.RunningSums(k, grid, weight_grid), ops.RunningSums(k, grid, weight_grid)
-            for before, after in zip([torch.full((n,), -1), *labels], labels, strict=False):
+            for before, after in itertools.pairwise([torch.full((n,), -1), *labels]):
                 sparse.move(rows, after, before, w)
-                reference(dense.move, x, after, before, w)
+                dense.move(x, after, before, w)
                 assert torch.equal(sparse.words, dense.words)
                 assert torch.equal(sparse.counts, dense.counts)
 
@@ -259,3 +266,172 @@ def test_opcheck(cpu_backend):
     words, counts = torch.zeros(3, grid.n_words, d, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
     moves = (words, counts, indptr, indices, values, labels, labels - 1, None, grid.low)
     check(torch.ops.dcfast.csr_accumulate_moves.default, moves)
+
+
+# ---- the estimators -------------------------------------------------------------------------------------------------
+
+
+def text_like(n=300, d=600, dtype=np.float32, per_row=12):
+    """Rows of a few topics, most columns rare, one row in twenty empty."""
+    random = np.random.RandomState(0)
+    columns = (d * random.rand(n, per_row) ** 2 * (0.5 + random.randint(3, size=n)[:, None]) / 3).astype(int)
+    values = random.rand(n, per_row) * np.exp2(random.randint(-8, 8, (n, 1)))
+    indptr = np.arange(0, n * per_row + 1, per_row)
+    X = scipy.sparse.csr_array((values.ravel(), columns.ravel(), indptr), (n, d))
+    X.sum_duplicates()
+    X = scipy.sparse.diags_array((np.arange(n) % 20 != 7).astype(float)) @ X
+    return scipy.sparse.csr_array(X.astype(dtype))
+
+
+X32 = text_like()
+WEIGHT = np.random.RandomState(1).rand(300) * (np.arange(300) % 11 > 0)
+
+
+@pytest.fixture
+def stays_sparse(monkeypatch):
+    """Rows stay sparse however few they are; fails if none did."""
+    monkeypatch.setattr(sparse, "_FEW_ELEMENTS", 0)
+    made = []
+    create = sparse.Sparse.__init__
+    monkeypatch.setattr(sparse.Sparse, "__init__", lambda self, *given: made.append(self) or create(self, *given))
+    yield
+    assert made
+
+
+def bits(model):
+    found = [np.asarray(model.cluster_centers_).tobytes(), model.labels_.tobytes(), model.inertia_]
+    return [*found, getattr(model, "n_iter_", None)]
+
+
+@pytest.mark.usefixtures("stays_sparse")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["", "weighted"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init": "k-means++"},
+        {"init": "random", "n_init": 1, "empty": "split"},
+        {"init": "k-means++", "spherical": True, "n_init": 2},
+        {"init": "random", "n_init": 1, "empty": "keep", "tol": 0, "early_stop_threshold": 1e-3},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_kmeans_has_the_bits_of_the_dense_rows(options, weight, dtype):
+    X = X32.astype(dtype)
+    given = {"n_clusters": 9, "random_state": 0, "max_iter": 4, **options}
+    said = [], []
+    expected = KMeans(**given, callback=lambda *moved: said[0].append(moved)).fit(X.toarray(), sample_weight=weight)
+    for container in (scipy.sparse.csr_array, scipy.sparse.csr_matrix):
+        said[1].clear()
+        model = KMeans(**given, callback=lambda *moved: said[1].append(moved))
+        assert bits(model.fit(container(X), sample_weight=weight)) == bits(expected)
+        assert said[1] == said[0]
+    assert np.array_equal(model.predict(X), expected.predict(X.toarray()))
+    assert np.array_equal(model.predict(X), model.labels_)
+    assert np.array_equal(model.transform(X), expected.transform(X.toarray()))
+    assert model.score(X, sample_weight=WEIGHT) == expected.score(X.toarray(), sample_weight=WEIGHT)
+    other = text_like(200, dtype=np.float64 if dtype == np.float32 else np.float32)  # one side is widened
+    assert np.array_equal(model.predict(other), expected.predict(other.toarray()))
+
+
+@pytest.mark.usefixtures("stays_sparse")
+def test_empty_clusters_take_the_farthest_rows():
+    X = X32.astype(np.float64)
+    start = np.concatenate([X[:3].toarray(), np.full((5, X.shape[1]), 1e9)])
+    given = {"n_clusters": 8, "init": start, "n_init": 1, "max_iter": 3, "tol": 0}
+    fits = []
+    for rows in (X.toarray(), X):
+        with pytest.warns(ConvergenceWarning, match="distinct clusters"):
+            fits.append(bits(KMeans(**given).fit(rows, sample_weight=WEIGHT)))
+    assert fits[0] == fits[1]
+
+
+@pytest.mark.usefixtures("stays_sparse")
+@pytest.mark.parametrize("kind", [BisectingKMeans, MiniBatchKMeans])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_other_estimators_have_the_bits_of_the_dense_rows(kind, dtype):
+    X = X32.astype(dtype)
+    given = {"n_clusters": 7, "random_state": 0} | (
+        {"batch_size": 50, "max_iter": 10} if kind is MiniBatchKMeans else {}
+    )
+    for init in ("k-means++", "random", lambda rows, k, random_state: rows[:k].toarray()):
+        # A callable sees the rows as they are given.
+        dense = init if isinstance(init, str) else lambda rows, k, random_state: rows[:k]
+        expected = kind(init=dense, **given).fit(X.toarray(), sample_weight=WEIGHT)
+        model = kind(init=init, **given).fit(X, sample_weight=WEIGHT)
+        assert bits(model) == bits(expected)
+        assert np.array_equal(model.predict(X), expected.predict(X.toarray()))
+    if kind is MiniBatchKMeans:
+        for part in (slice(0, 100), slice(100, 300)):
+            model.partial_fit(X[part])
+            expected.partial_fit(X[part].toarray())
+            assert bits(model) == bits(expected)
+
+
+@pytest.mark.usefixtures("stays_sparse")
+def test_rows_out_of_order_are_put_in_order_and_left_as_they_are(monkeypatch):
+    monkeypatch.setattr(sparse, "_LARGEST_DENSITY", 1.0)
+    random = np.random.RandomState(0)
+    n, d, nnz = 300, 70, 5000
+    coo = scipy.sparse.coo_array(
+        (random.randn(nnz), (random.randint(n, size=nnz), random.randint(d, size=nnz))), (n, d)
+    )
+    order = np.argsort(coo.row, kind="stable")
+    indptr = np.searchsorted(coo.row[order], np.arange(n + 1))
+    for dtype in (np.float32, np.int64):
+        data, indices = (100 * coo.data[order]).astype(dtype), coo.col[order].astype(np.int32)
+        X = scipy.sparse.csr_array((data, indices, indptr.astype(np.int32)), (n, d))
+        for array in (X.data, X.indices, X.indptr):
+            array.flags.writeable = False
+        before = [array.copy() for array in (X.data, X.indices, X.indptr)]
+        expected = KMeans(5, random_state=0, init="random", n_init=2).fit(X.toarray())
+        assert bits(KMeans(5, random_state=0, init="random", n_init=2).fit(X)) == bits(expected)
+        for array, old in zip((X.data, X.indices, X.indptr), before, strict=True):
+            assert np.array_equal(array, old)
+
+
+@pytest.mark.usefixtures("stays_sparse")
+def test_what_is_not_finite_and_what_lies_outside_is_named():
+    X = X32.copy()
+    X.data[[17, 2000]] = np.nan, np.inf
+    dense = X.toarray()
+    with pytest.raises(ValueError, match="non-finite") as expected:
+        KMeans(2).fit(dense)
+    with pytest.raises(ValueError, match="non-finite") as found:
+        KMeans(2).fit(X)
+    assert str(found.value) == str(expected.value)
+    wrong = X32.copy()
+    wrong.indices[5] = 600
+    with pytest.raises(ValueError, match="600"):
+        KMeans(2).fit(wrong)
+    tiny = X32.astype(np.float64)
+    tiny.data[:] = 1e-200
+    with pytest.raises(ValueError, match="norm beyond"):
+        KMeans(2, spherical=True).fit(tiny)
+
+
+def test_which_matrices_stay_sparse():
+    assert not sparse.pays(scipy.sparse.csr_array((100, 100)))
+    assert sparse.pays(scipy.sparse.csr_array((10_000, 10_000)))
+    assert not sparse.pays(scipy.sparse.random_array((2000, 500), density=0.5, format="csr", rng=0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+def test_nothing_is_made_dense_as_a_whole():
+    """60,000 x 20,000 would be 4.8 GB of float32."""
+    script = """
+import resource, numpy as np, scipy.sparse
+from dcfast import KMeans
+random = np.random.default_rng(0)
+n, d, m = 60_000, 20_000, 4
+data, indices = random.random(n * m, np.float32), random.integers(d, size=n * m)
+X = scipy.sparse.csr_array((data, indices, np.arange(0, n * m + 1, m)), (n, d))
+KMeans(2, random_state=0, max_iter=1).fit(X[:2000])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = KMeans(3, random_state=0, max_iter=1).fit(X)
+model.predict(X)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 100 * 1024  # KiB

@@ -112,28 +112,88 @@ void csr_column_range_all(const CsrRows<T, Index>& r, const double* weight, doub
 
 // ---- distances ------------------------------------------------------------------------------------------------------
 
-// scratch: kChains rows for every thread, zeros before and after.
+// D64 of rows with one centroid c: a row in every lane. Where all of them are 0 they have the same term to add, c_i
+// c_i, with no element to read; the rows are dense in scratch only in the columns where some are not, one span of them
+// at a time. Vectors of accumulators as many as hide the latency of an addition (4 clocks, two begun in each).
+constexpr int kGroup = 8;
+constexpr int64_t kLanes = kGroup * kDoubles, kSpan = 256;
+
+// scratch: [kSpan][kLanes], zeros before and after.
 template <class T, class Index>
-void csr_distances_all(const CsrRows<T, Index>& r, const void* centroids, int64_t k, const int64_t* labels,
-                       const double* weight, void* scratch, double* out, int n_threads) {
+void distances_to(const CsrRows<T, Index>& r, const int64_t* rows, int64_t count, const T* c, T* scratch, double* out) {
+  typedef T Row __attribute__((vector_size(kDoubles * sizeof(T)), aligned(sizeof(T)), may_alias));
+  int64_t at[kLanes], end[kLanes];
+  for (int64_t lane = 0; lane < count; ++lane) {
+    at[lane] = r.indptr[rows[lane]];
+    end[lane] = r.indptr[rows[lane] + 1];
+  }
+  Doubles acc[kGroup] = {};
+  for (int64_t first = 0; first < r.d; first += kSpan) {
+    const int64_t last = r.d - first < kSpan ? r.d : first + kSpan;
+    uint64_t some[kSpan / 64] = {};  // bit i: a row has an element in column i
+    for (int64_t lane = 0; lane < count; ++lane) {
+      int64_t p = at[lane];
+      for (; p < end[lane] && r.indices[p] < last; ++p) {
+        const int64_t i = r.indices[p] - first;
+        scratch[i * kLanes + lane] = r.values[p];
+        some[i / 64] |= uint64_t(1) << i % 64;
+      }
+      at[lane] = p;
+    }
+    for (int64_t start = first; start < last; start += 64) {
+      const int64_t stop = last - start < 64 ? last : start + 64;
+      uint64_t left = some[(start - first) / 64];
+      for (int64_t i = start;;) {
+        const int64_t next = left != 0 ? start + __builtin_ctzll(left) : stop;
+        for (; i < next; ++i) {
+          const Doubles square = broadcast(double(c[i]) * double(c[i]));
+#pragma GCC unroll 8
+          for (int v = 0; v < kGroup; ++v) acc[v] = acc[v] + square;
+        }
+        if (i == stop) break;
+        const Doubles ci = broadcast(double(c[i]));
+        T* x = scratch + (i - first) * kLanes;
+#pragma GCC unroll 8
+        for (int v = 0; v < kGroup; ++v) {
+          Row* here = reinterpret_cast<Row*>(x + v * kDoubles);
+          const Doubles t = __builtin_convertvector(*here, Doubles) - ci;
+          acc[v] = acc[v] + t * t;
+          *here = Row{};
+        }
+        left &= left - 1;
+        ++i;
+      }
+    }
+  }
+  for (int64_t lane = 0; lane < count; ++lane) out[rows[lane]] = acc[lane / kDoubles][lane % kDoubles];
+}
+
+// The rows order[0, n), which are sorted by label; indptr, labels, weight and out are those of all rows.
+template <class T, class Index>
+void csr_distances_all(const CsrRows<T, Index>& r, const int64_t* order, const void* centroids, int64_t k,
+                       const int64_t* labels, const double* weight, void* scratch, double* out, int n_threads) {
+  constexpr int64_t kRowsAtOnce = 8 * kLanes;
 #pragma omp parallel num_threads(n_threads)
   {
     IeeeMode ieee;
-    T* dense = static_cast<T*>(scratch) + omp_get_thread_num() * kChains * r.d;
-#pragma omp for schedule(dynamic, 4)
-    for (int64_t first = 0; first < r.n; first += kChains) {
-      const int64_t count = r.n - first < kChains ? r.n - first : kChains;
-      for (int64_t row = 0; row < count; ++row) {
-        for (int64_t p = r.indptr[first + row]; p < r.indptr[first + row + 1]; ++p) {
-          dense[row * r.d + r.indices[p]] = r.values[p];
+    T* own = static_cast<T*>(scratch) + omp_get_thread_num() * kSpan * kLanes;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t first = 0; first < r.n; first += kRowsAtOnce) {
+      const int64_t last = r.n - first < kRowsAtOnce ? r.n : first + kRowsAtOnce;
+      for (int64_t at = first; at < last;) {
+        const int64_t label = labels[order[at]];
+        int64_t count = 1;
+        while (count < kLanes && at + count < last && labels[order[at + count]] == label) ++count;
+        if (label >= 0 && label < k) {
+          distances_to(r, order + at, count, static_cast<const T*>(centroids) + label * r.d, own, out);
+        } else {
+          for (int64_t lane = 0; lane < count; ++lane) out[order[at + lane]] = 0.0;
         }
-      }
-      distances_of(dense, r.d, count, r.d, static_cast<const T*>(centroids), k, labels + first,
-                   weight != nullptr ? weight + first : nullptr, 0, out + first);
-      for (int64_t row = 0; row < count; ++row) {
-        for (int64_t p = r.indptr[first + row]; p < r.indptr[first + row + 1]; ++p) {
-          dense[row * r.d + r.indices[p]] = T(0);
+        for (int64_t lane = 0; lane < count && weight != nullptr; ++lane) {
+          const int64_t row = order[at + lane];
+          out[row] = weight[row] * out[row];
         }
+        at += count;
       }
     }
   }
@@ -157,11 +217,13 @@ double d64_union(const T* x, const Index* x_index, int64_t n, const T* c, const 
 }
 
 // The candidates as a second CSR, their columns side by side, and their squares.
+typedef double Four __attribute__((vector_size(32), aligned(8), may_alias));
+
 struct Candidates {
   int64_t count, width;
   const int64_t *indptr, *indices;
   const void* values;
-  const double *columns, *squares;  // [d][width], width whole vectors; [width]
+  const double *columns, *squares;  // [d][width], width a multiple of 4; [width]
 };
 
 // A row comes no closer to a candidate c than `closest` if w D64 is at least that, which a bound shows for most: with
@@ -181,15 +243,18 @@ void csr_closer_all(const CsrRows<T, Index>& r, const Candidates& c, const doubl
       const T* x = r.values + first;
       const Index* index = r.indices + first;
       const double w = weight != nullptr ? weight[row] : 1.0;
-      for (int64_t at = 0; at < c.count; at += kDoubles) {
-        Doubles dots[2] = {}, square = {};
+      for (int64_t at = 0; at < c.count; at += 4) {
+        Four dots[2] = {};
+        double square = 0.0;
         for (int64_t p = 0; closest != nullptr && p < n; ++p) {
-          const Doubles xi = broadcast(double(x[p]));
-          dots[p % 2] = dots[p % 2] + xi * load(c.columns + int64_t(index[p]) * c.width + at);
+          const double xi = double(x[p]);
+          const Four column = *reinterpret_cast<const Four*>(c.columns + int64_t(index[p]) * c.width + at);
+          dots[p % 2] = dots[p % 2] + column * xi;
           square = square + xi * xi;
         }
-        const Doubles both = square + load(c.squares + at), distance = both - 2.0 * (dots[0] + dots[1]);
-        for (int64_t lane = 0; lane < kDoubles && at + lane < c.count; ++lane) {
+        const Four both = square + *reinterpret_cast<const Four*>(c.squares + at);
+        const Four distance = both - 2.0 * (dots[0] + dots[1]);
+        for (int64_t lane = 0; lane < 4 && at + lane < c.count; ++lane) {
           const int64_t begin = c.indptr[at + lane], m = c.indptr[at + lane + 1] - begin;
           double* here = out + (at + lane) * out_stride + row;
           const double elements = double(n + m + 16);
@@ -261,11 +326,11 @@ int csr_column_range(int dtype, bool wide, const int64_t* indptr, const void* in
                 [&](const auto& rows) { csr_column_range_all(rows, weight, smallest, largest, n_threads); });
 }
 
-int csr_point_distances(int dtype, bool wide, const int64_t* indptr, const void* indices, const void* values, int64_t n,
-                        int64_t d, const void* centroids, int64_t k, const int64_t* labels, const double* weight,
-                        void* scratch, double* out, int n_threads) {
+int csr_point_distances(int dtype, bool wide, const int64_t* indptr, const void* indices, const void* values,
+                        const int64_t* order, int64_t n, int64_t d, const void* centroids, int64_t k,
+                        const int64_t* labels, const double* weight, void* scratch, double* out, int n_threads) {
   return on_csr(dtype, wide, indptr, indices, values, n, d, [&](const auto& rows) {
-    csr_distances_all(rows, centroids, k, labels, weight, scratch, out, n_threads);
+    csr_distances_all(rows, order, centroids, k, labels, weight, scratch, out, n_threads);
   });
 }
 

@@ -11,8 +11,8 @@ import torch
 from dcfast import ops
 from dcfast.cluster.points import InMemory, Points
 
-# Candidates whose distances to all rows are held at once.
-_TRIALS = 2
+# Candidates whose distances to all rows are held at once: at least so many, and as many as these bytes hold.
+_TRIALS, _TRIAL_BYTES = 2, 2**24
 
 
 def random_rows(points: Points, n_clusters: int, random_state: np.random.RandomState) -> torch.Tensor:
@@ -73,12 +73,13 @@ def _kmeans_plusplus(points: Points, first: int, uniform: torch.Tensor) -> tuple
     bits = 62 - math.ceil(math.log2(max(2, points.total)))
     largest = points.ranks.maximum(potential.max() if len(potential) else potential.new_zeros(()))
     scale = torch.exp2(bits - torch.frexp(largest).exponent.double())
+    together = max(_TRIALS, _TRIAL_BYTES // (8 * max(1, points.n_samples)))
     for c, trials in enumerate(uniform.tolist(), 1):
         candidates = _draw(points, potential, scale, trials)
         rows = points.fetch(candidates)
         best, lowest, chosen = potential, math.inf, 0
-        for start in range(0, len(trials), _TRIALS):
-            closer = points.closer(rows[start : start + _TRIALS], potential)
+        for start in range(0, len(trials), together):
+            closer = points.closer(rows[start : start + together], potential)
             for winner, total in enumerate(points.ranks.exact_sum(closer).tolist()):
                 if start + winner == 0 or total < lowest:
                     best, lowest, chosen = closer[winner].clone(), total, start + winner

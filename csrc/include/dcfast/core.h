@@ -130,14 +130,15 @@ typedef int dcfast_cpu_csr_accumulate_fn(int dtype, bool wide, const int64_t* in
 typedef int dcfast_cpu_csr_column_range_fn(int dtype, bool wide, const int64_t* indptr, const void* indices,
                                            const void* values, int64_t n, int64_t d, const double* weight,
                                            double* smallest, double* largest, int n_threads);
-// scratch: n_threads x 4 rows of d elements, zeros before and after.
+// Of the rows order[0] to order[n - 1] among those of all the other arguments; those of one label side by side take
+// the least time. scratch: n_threads x 16384 elements, zeros before and after.
 typedef int dcfast_cpu_csr_point_distances_fn(int dtype, bool wide, const int64_t* indptr, const void* indices,
-                                              const void* values, int64_t n, int64_t d, const void* centroids,
-                                              int64_t k, const int64_t* labels, const double* weight, void* scratch,
-                                              double* out, int n_threads);
+                                              const void* values, const int64_t* order, int64_t n, int64_t d,
+                                              const void* centroids, int64_t k, const int64_t* labels,
+                                              const double* weight, void* scratch, double* out, int n_threads);
 // out[c * out_stride + i] = the lesser of closest[i] (if that is not null) and RN64(weight[i] * D64(x_i, candidate c)),
 // of `count` candidates: rows in CSR like the others, their elements as columns (d x width, zeros past `count`; width a
-// multiple of 8) and their squares (width), in any order of additions.
+// multiple of 4) and their squares (width), in any order of additions.
 typedef int dcfast_cpu_csr_closer_fn(int dtype, bool wide, const int64_t* indptr, const void* indices,
                                      const void* values, int64_t n, int64_t d, const int64_t* candidate_indptr,
                                      const int64_t* candidate_indices, const void* candidate_values, int64_t count,

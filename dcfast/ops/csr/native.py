@@ -11,9 +11,9 @@ _DTYPES = {torch.float32: 0, torch.float64: 1}
 _BLOCK_ROWS = 64
 # Rows that may be added before the digits must be carried, which each native call does at its end.
 _MAX_ROWS = 2**22
-# A vector of doubles, of any instruction set.
-_LANES = 8
-_CHAINS = 4  # rows that point_distances makes dense at once
+_LANES = 4  # candidates side by side
+# Elements of a thread's scratch in point_distances.
+_SCRATCH = 2**14
 
 
 def _kind(indices: torch.Tensor, values: torch.Tensor) -> tuple[int, bool]:
@@ -143,21 +143,23 @@ def csr_point_distances(
     centroids, labels, weight = centroids.contiguous(), labels.contiguous(), _contiguous(sample_weight)
     out = _native.empty((n,), torch.float64)
     n_threads = _native.threads(3.0 * n * d)
-    scratch = torch.zeros(n_threads, _CHAINS, d, dtype=values.dtype)
-    for start, stop in _native.slices(n, 3.0 * d, _CHAINS * n_threads):
+    scratch = torch.zeros(n_threads, _SCRATCH, dtype=values.dtype)
+    order = torch.argsort(labels)
+    for start, stop in _native.slices(n, float(d), _BLOCK_ROWS * n_threads):
         _native.cpu().csr_point_distances(
             *_kind(indices, values),
-            indptr[start:].data_ptr(),
+            indptr.data_ptr(),
             indices.data_ptr(),
             values.data_ptr(),
+            order[start:].data_ptr(),
             stop - start,
             d,
             centroids.data_ptr(),
             k,
-            labels[start:].data_ptr(),
-            _at(weight, start),
+            labels.data_ptr(),
+            _at(weight, 0),
             scratch.data_ptr(),
-            out[start:].data_ptr(),
+            out.data_ptr(),
             n_threads,
         )
     return out
