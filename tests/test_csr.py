@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from sklearn.exceptions import ConvergenceWarning
 
 from dcfast import BisectingKMeans, KMeans, MiniBatchKMeans, ops
 from dcfast.cluster import sparse
@@ -335,15 +334,13 @@ def test_kmeans_has_the_bits_of_the_dense_rows(options, weight, dtype):
 
 
 @pytest.mark.usefixtures("stays_sparse")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_empty_clusters_take_the_farthest_rows():
     X = X32.astype(np.float64)
     start = np.concatenate([X[:3].toarray(), np.full((5, X.shape[1]), 1e9)])
     given = {"n_clusters": 8, "init": start, "n_init": 1, "max_iter": 3, "tol": 0}
-    fits = []
-    for rows in (X.toarray(), X):
-        with pytest.warns(ConvergenceWarning, match="distinct clusters"):
-            fits.append(bits(KMeans(**given).fit(rows, sample_weight=WEIGHT)))
-    assert fits[0] == fits[1]
+    expected = KMeans(**given).fit(X.toarray(), sample_weight=WEIGHT)
+    assert bits(KMeans(**given).fit(X, sample_weight=WEIGHT)) == bits(expected)
 
 
 @pytest.mark.usefixtures("stays_sparse")
@@ -411,9 +408,16 @@ def test_what_is_not_finite_and_what_lies_outside_is_named():
 
 
 def test_which_matrices_stay_sparse():
-    assert not sparse.pays(scipy.sparse.csr_array((100, 100)))
-    assert sparse.pays(scipy.sparse.csr_array((10_000, 10_000)))
-    assert not sparse.pays(scipy.sparse.random_array((2000, 500), density=0.5, format="csr", rng=0))
+    def stays(shape, density, memory):
+        return sparse.pays(
+            scipy.sparse.random_array(shape, density=density, format="csr", rng=0), torch.float32, memory
+        )
+
+    assert not stays((700, 700), 0.01, 1)  # small
+    assert stays((1000, 1000), 0.01, 2**30)
+    assert stays((1000, 1000), 0.1, 2**20)
+    assert not stays((1000, 1000), 0.1, 2**30)  # fits, and is not that sparse
+    assert not stays((1000, 1000), 0.3, 2**20)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no /proc")

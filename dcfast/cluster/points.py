@@ -563,7 +563,7 @@ def _open(
     dtype = arrays.float_dtype(X)
     dtype = dtype if at_least is None else torch.promote_types(dtype, at_least)
     points: Points
-    if _is_sparse(X) and sparse.pays(X):
+    if _is_sparse(X) and sparse.pays(X, dtype, memory):
         points = sparse.Sparse(X, dtype, memory)
     elif not _is_sparse(X) and not isinstance(X, np.memmap) and _serves(X, dtype):
         points = InMemory(arrays.as_tensor(X))

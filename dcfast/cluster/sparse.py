@@ -13,19 +13,21 @@ from dcfast import ops
 from dcfast.cluster import arrays
 from dcfast.cluster.points import Points, block_rows, norms_from
 
-# An element of a dense row costs an eighth of what a non-zero costs: its products are int16, twice as many in a vector
-# as float32, and it is read in order.
-_LARGEST_DENSITY = 0.125
-# Below so many elements a matrix is dense at once, and ops on small problems are made for that.
-_FEW_ELEMENTS = 2**18
+# An element of a dense row takes a tenth to a twentieth of the time of a non-zero: its products are int16, it is read
+# in order, and bounds spare it. A dense matrix that cannot stay in memory would have to be made anew in every pass.
+_LARGEST_DENSITY, _LARGEST_DENSITY_IN_BLOCKS = 0.05, 0.25
+# Smaller matrices are made dense in no time, and the ops for small problems want them so.
+_FEW_ELEMENTS = 2**19
 # Values that are divided by the norms of their rows at once.
 _UNIT_VALUES = 2**20
 
 
-def pays(matrix: Any) -> bool:
+def pays(matrix: Any, dtype: torch.dtype, max_memory: int) -> bool:
     """Whether the rows of a CSR matrix had better stay sparse. No result depends on it."""
     elements = matrix.shape[0] * matrix.shape[1]
-    return elements > _FEW_ELEMENTS and matrix.nnz <= _LARGEST_DENSITY * elements
+    in_blocks = elements * dtype.itemsize > max_memory
+    largest = _LARGEST_DENSITY_IN_BLOCKS if in_blocks else _LARGEST_DENSITY
+    return elements > _FEW_ELEMENTS and matrix.nnz <= largest * elements
 
 
 class Sparse(Points):
