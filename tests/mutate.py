@@ -39,6 +39,8 @@ ACCUMULATE = "csrc/cpu/accumulate.cpp"
 ROWS = "csrc/cpu/rows.h"
 D64 = "csrc/cpu/d64.h"
 EXACT_SUM = "csrc/cpu/exact_sum.h"
+CSR = "csrc/cpu/csr.cpp"
+CSR_ASSIGN = "csrc/cpu/csr_assign.h"
 SPLIT = "csrc/cpu/split_empty.h"
 LLOYD = "csrc/cpu/lloyd.cpp"
 POOL = "csrc/cpu/batch_norm_relu_pool.cpp"
@@ -176,6 +178,20 @@ FAULTS = [
     ),
     Fault("weight ignored", D64, "weight[first + r] * value : value", "value : value", "tests/test_inertia.py"),
     Fault("sign of a sum ignored", EXACT_SUM, "negative ? -1 : 1", "negative ? 1 : 1", "tests/test_inertia.py"),
+    Fault(
+        "sparse: rounding of the sum left out of the bound",
+        CSR_ASSIGN,
+        "b = (g + 8.0 * kU) * (1.0 + 16.0 * kU);",
+        "b = 0.0 * g;",
+        "tests/test_csr.py -k 'last_bit'",
+    ),
+    Fault(
+        "sparse: a row taken for farther than it is",
+        CSR,
+        "const double bound = distance[lane] - elements",
+        "const double bound = 1.1 * distance[lane] - elements",
+        "tests/test_csr.py -k 'potentials'",
+    ),
     Fault(
         "split skipped",
         SPLIT,

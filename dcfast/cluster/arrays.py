@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+NUMPY: dict[torch.dtype, Any] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 # Elements that are looked at at once for the first that is not finite.
 _MASK_ELEMENTS = 2**20
 

@@ -227,8 +227,8 @@ class BisectingKMeans(BaseKMeans):
         pairs = arrays.as_tensor(self._pairs).to(points.device, points.dtype)
         children = arrays.as_tensor(self._children).to(points.device)
         out = torch.empty(points.n_samples, dtype=torch.int64, device=points.device)
-        for at, x in points.blocks():
-            place = torch.full((x.shape[0],), 0 if len(pairs) else ~0, dtype=torch.int64, device=x.device)
+        for at, x in points.operands():
+            place = torch.full((x.shape[0],), 0 if len(pairs) else ~0, dtype=torch.int64, device=points.device)
             for split, pair in enumerate(pairs):  # a split comes after the one that leads to it
                 rows = torch.nonzero(place == split)[:, 0]
                 place[rows] = children[split][ops.assign(x[rows], pair)]

@@ -11,8 +11,8 @@ import torch
 from dcfast import ops
 from dcfast.cluster.points import InMemory, Points
 
-# Candidates whose distances to all rows are held at once.
-_TRIALS = 2
+# Candidates whose distances to all rows are held at once: at least so many, and as many as these bytes hold.
+_TRIALS, _TRIAL_BYTES = 2, 2**24
 
 
 def random_rows(points: Points, n_clusters: int, random_state: np.random.RandomState) -> torch.Tensor:
@@ -69,16 +69,17 @@ def _kmeans_plusplus(points: Points, first: int, uniform: torch.Tensor) -> tuple
     indices = torch.empty(len(uniform) + 1, dtype=torch.int64)
     indices[0] = first
     centroids = points.fetch(indices[:1]).repeat(len(indices), 1)
-    potential = _closer(points, centroids[:1], None)[0]
+    potential = points.closer(centroids[:1], None)[0]
     bits = 62 - math.ceil(math.log2(max(2, points.total)))
     largest = points.ranks.maximum(potential.max() if len(potential) else potential.new_zeros(()))
     scale = torch.exp2(bits - torch.frexp(largest).exponent.double())
+    together = max(_TRIALS, _TRIAL_BYTES // (8 * max(1, points.n_samples)))
     for c, trials in enumerate(uniform.tolist(), 1):
         candidates = _draw(points, potential, scale, trials)
         rows = points.fetch(candidates)
         best, lowest, chosen = potential, math.inf, 0
-        for start in range(0, len(trials), _TRIALS):
-            closer = _closer(points, rows[start : start + _TRIALS], potential)
+        for start in range(0, len(trials), together):
+            closer = points.closer(rows[start : start + together], potential)
             for winner, total in enumerate(points.ranks.exact_sum(closer).tolist()):
                 if start + winner == 0 or total < lowest:
                     best, lowest, chosen = closer[winner].clone(), total, start + winner
@@ -96,19 +97,6 @@ def _draw_rows(points: Points, random_state: np.random.RandomState, **how: Any) 
         return random_state.choice(points.total, p=weight / weight.sum(), **how)
 
     return torch.from_numpy(points.ranks.from_first(draw))
-
-
-def _closer(points: Points, candidates: torch.Tensor, potential: torch.Tensor | None) -> torch.Tensor:
-    """The potential RN64(w D64) of every row if each of the candidates (m, d) joins the centroids: (m, N) float64."""
-    count, d = candidates.shape
-    out = torch.empty(count, points.n_samples, dtype=torch.float64, device=points.device)
-    with points.ranks.together():
-        for at, rows in points.blocks():
-            n, weight = rows.shape[0], points.weight(at)
-            labels = torch.zeros(1, 1, dtype=torch.int64, device=rows.device).expand(count, n)
-            weight = None if weight is None else weight.expand(count, n)
-            out[:, at] = ops.point_distances(rows.expand(count, n, d), candidates[:, None], labels, weight)
-    return out if potential is None else torch.minimum(out, potential, out=out)
 
 
 def _draw(points: Points, potential: torch.Tensor, scale: torch.Tensor, uniform: list[float]) -> torch.Tensor:

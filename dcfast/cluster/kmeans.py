@@ -92,12 +92,14 @@ class KMeans(BaseKMeans):
     -----
     X may be a numpy array (or anything scikit-learn accepts), a torch tensor or any array with `__dlpack__`, and is
     used where it is, without a copy; arrays are answered in the kind and on the device of X. It may also be a scipy
-    sparse matrix, of which one block at a time is made dense; and, larger than memory, a numpy memory map, the path of
-    a `.npy` file, or a function without arguments that returns an iterator of 2-D arrays, called once for every pass.
-    All of these give the same bits.
+    sparse matrix, of which the non-zeros alone are read where they are few (else, and for a `device`, one block at a
+    time is made dense); and, larger than memory, a numpy memory map, the path of a `.npy` file, or a function without
+    arguments that returns an iterator of 2-D arrays, called once for every pass. All of these give the same bits.
 
     Each iteration costs O(n_samples n_features n_clusters) operations; memory beyond the input is
-    O(n_samples + n_clusters n_features).
+    O(n_samples + n_clusters n_features). Of a sparse matrix an iteration costs O((non-zeros + n_features) n_clusters),
+    and `inertia_`, and `tol` above 0, O(n_samples n_features) once; values that are not float32 or float64, rows to be
+    divided by their norms, and rows out of order are copied, as sparse as they are.
 
     Many problems at once, in float32 or float64: X of shape (B, n_samples, n_features), or (total, n_features) and
     offsets. Then cluster_centers_ is (B, n_clusters, n_features), labels_ (B, n_samples) or (total,), inertia_ and

@@ -118,7 +118,7 @@ def lloyd(
         for _ in range(min(ahead, max_iter - n_iter)):
             moved = torch.zeros((), dtype=torch.int64, device=device)
             with points.ranks.together():
-                for at, rows in points.blocks():
+                for at, rows in points.operands():
                     moved += ops.reassign(rows, centroids, before, labels[at], bounds[at], new_labels[at])
                     running.move(rows, new_labels[at], labels[at], points.weight(at))
             labels, new_labels = new_labels, labels
@@ -167,7 +167,7 @@ def lloyd(
             say(f"Converged at iteration {n_iter - 1}: {reason}.")
     if ended != _LABELS:
         with points.ranks.together():
-            for at, rows in points.blocks():
+            for at, rows in points.operands():
                 ops.reassign(rows, centroids, before, labels[at], bounds[at], new_labels[at])
         labels = new_labels
     return Lloyd(centroids, labels, points.inertia(centroids, labels), n_iter, _CONVERGED[ended])

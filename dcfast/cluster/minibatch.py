@@ -16,7 +16,7 @@ from sklearn.utils._param_validation import Interval
 from dcfast import ops
 from dcfast.cluster import arrays
 from dcfast.cluster.base import BaseKMeans, random_subset
-from dcfast.cluster.points import InMemory, Points, open_points
+from dcfast.cluster.points import Points, open_points
 
 
 class MiniBatchKMeans(BaseKMeans):
@@ -176,7 +176,7 @@ class MiniBatchKMeans(BaseKMeans):
         stop = _EarlyStop(self, n)
         n_steps = self.max_iter * n // self._batch_size
         for step in range(1, n_steps + 1):
-            batch = points.take(torch.as_tensor(draw()))
+            batch = points.select(torch.as_tensor(draw()))
             moved, seen, inertia = self._step(batch, None, centroids, seen, random_state, points.row_grid)
             shift = float(ops.inertia(moved, centroids, own)) if self._tol > 0 else math.inf
             centroids = moved
@@ -228,16 +228,16 @@ class MiniBatchKMeans(BaseKMeans):
         else:
             centroids = arrays.as_tensor(self.cluster_centers_).to(points.device)
             seen = arrays.as_tensor(self._counts).to(points.device)
-        batch = points.take(torch.arange(points.n_samples)).to(centroids.dtype)
+        batch = points.select(torch.arange(points.n_samples)).to(centroids.dtype)
         centroids, seen, _ = self._step(batch, points.sample_weight, centroids, seen, self._random_state)
         self.cluster_centers_ = points.answer(centroids)
         self._n_features_out = self.n_clusters
         self._counts = points.answer(seen)
         self.n_steps_ += 1
         if self.compute_labels:
-            whole = InMemory(batch)
-            whole.sample_weight, whole.answer = points.sample_weight, points.answer
-            self._label(whole, centroids)
+            labels = ops.assign(batch, centroids)
+            self.labels_ = points.answer(labels.int())
+            self.inertia_ = float(ops.inertia(batch, centroids, labels, points.sample_weight))
         return self
 
     def _best_start(self, points: Points, random_state: np.random.RandomState) -> torch.Tensor:
@@ -257,7 +257,7 @@ class MiniBatchKMeans(BaseKMeans):
 
     def _step(
         self,
-        x: torch.Tensor,
+        x: torch.Tensor | ops.Csr,
         weight: torch.Tensor | None,
         centroids: torch.Tensor,
         seen: torch.Tensor,
@@ -278,22 +278,28 @@ class MiniBatchKMeans(BaseKMeans):
         return centroids, seen, inertia
 
     def _reassign(
-        self, x: torch.Tensor, centroids: torch.Tensor, seen: torch.Tensor, random_state: np.random.RandomState
+        self,
+        x: torch.Tensor | ops.Csr,
+        centroids: torch.Tensor,
+        seen: torch.Tensor,
+        random_state: np.random.RandomState,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Move the centroids that have seen little to random rows of the batch: at most half as many as its rows."""
         weight = seen.cpu().numpy()
         light = weight < self.reassignment_ratio * weight.max()
         light[weight.argmax()] = False  # a ratio above 1 leaves one to take the new weight from
-        if light.sum() > 0.5 * len(x):
-            light[np.argsort(weight, kind="stable")[len(x) // 2 :]] = False
-        which = torch.as_tensor(np.flatnonzero(light), device=x.device)
+        n = x.shape[0]
+        if light.sum() > 0.5 * n:
+            light[np.argsort(weight, kind="stable")[n // 2 :]] = False
+        which = torch.as_tensor(np.flatnonzero(light), device=centroids.device)
         if not len(which):
             return centroids, seen
         if self.verbose:
             print(f"{len(which)} centroids move to random rows")
-        rows = torch.as_tensor(random_state.choice(len(x), size=len(which), replace=False), device=x.device)
+        rows = torch.as_tensor(random_state.choice(n, size=len(which), replace=False), device=centroids.device)
+        chosen = x[rows].dense() if isinstance(x, ops.Csr) else x[rows]
         # Not 0, or the next step would move them again.
-        return centroids.index_copy(0, which, x[rows]), seen.index_fill(0, which, float(weight[~light].min()))
+        return centroids.index_copy(0, which, chosen), seen.index_fill(0, which, float(weight[~light].min()))
 
     def _label(self, points: Points, centroids: torch.Tensor) -> None:
         labels = points.assign(centroids)
@@ -302,7 +308,7 @@ class MiniBatchKMeans(BaseKMeans):
 
 
 def minibatch_means(
-    x: torch.Tensor,
+    x: torch.Tensor | ops.Csr,
     weight: torch.Tensor | None,
     labels: torch.Tensor,
     centroids: torch.Tensor,
@@ -313,7 +319,7 @@ def minibatch_means(
 
     Parameters
     ----------
-    x : Tensor of shape (n, d)
+    x : Tensor or Csr of shape (n, d)
         The batch.
     weight : Tensor of shape (n,), float64, optional
     labels : Tensor of shape (n,), int64

@@ -29,7 +29,6 @@ _FEW_OPERATIONS, _MANY_OPERATIONS = 2**22, 2**26
 DEFAULT_MEMORY = 2**25
 # The same where rows pass from the host to a GPU: large copies, and four of them in flight or in buffers.
 _STREAM_MEMORY = 2**30
-_NUMPY: dict[torch.dtype, Any] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 # Elements of rows that are divided by their norms at once.
 _UNIT_ELEMENTS = 2**18
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -62,6 +61,8 @@ class Points(ABC):
     source: Any = None
     answer: Callable[[torch.Tensor], Any] = staticmethod(arrays.to_numpy)
 
+    # Whether the rows lie in memory in the form that the ops read.
+    resident = False
     ranks = Ranks()
     offset = 0
     _total: int | None = None
@@ -74,6 +75,10 @@ class Points(ABC):
     @abstractmethod
     def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Which rows, and the rows: a tensor that is valid until the next block is asked for."""
+
+    def operands(self) -> Iterator[tuple[slice, torch.Tensor | ops.Csr]]:
+        """The blocks in the form that the ops read: dense, or sparse where the rows are."""
+        return self.blocks()
 
     @abstractmethod
     def take(self, rows: torch.Tensor) -> torch.Tensor:
@@ -88,6 +93,14 @@ class Points(ABC):
             part = Sliced(self.source[rows.cpu().numpy()], self.dtype, DEFAULT_MEMORY)
         part.sample_weight, part.answer = weight, self.answer
         return part
+
+    def select(self, rows: torch.Tensor) -> torch.Tensor | ops.Csr:
+        """The rows of these numbers in the form that the ops read."""
+        return self.take(rows)
+
+    def on_sphere(self, max_memory: int) -> Points:
+        """The rows divided by their norms (see `unit`), of which `max_memory` bytes are looked at."""
+        return OnSphere(_sliced(self, max_memory))
 
     def weight(self, at: slice) -> torch.Tensor | None:
         """The weights of a block."""
@@ -115,7 +128,7 @@ class Points(ABC):
         smallest = torch.full((self.n_features,), torch.inf, dtype=torch.float64, device=self.device)
         largest = torch.zeros_like(smallest)
         with self.ranks.together():
-            for at, rows in self.blocks():
+            for at, rows in self.operands():
                 low, high = ops.column_range(rows, None if weight is None else weight[at])
                 smallest, largest = torch.minimum(smallest, low), torch.maximum(largest, high)
         return self._common_grid(smallest, largest, self.dtype, weight is not None)
@@ -152,7 +165,7 @@ class Points(ABC):
         """The label of every row: (n_samples,) int64."""
         labels = torch.empty(self.n_samples, dtype=torch.int64, device=self.device)
         with self.ranks.together():
-            for at, rows in self.blocks():
+            for at, rows in self.operands():
                 labels[at] = ops.assign(rows, centroids)
         return labels
 
@@ -160,9 +173,21 @@ class Points(ABC):
         """D64 of every row and the centroid of its label, times its weight if so asked: (n_samples,) float64."""
         out = torch.empty(self.n_samples, dtype=torch.float64, device=self.device)
         with self.ranks.together():
-            for at, rows in self.blocks():
+            for at, rows in self.operands():
                 out[at] = ops.point_distances(rows, centroids, labels[at], self.weight(at) if weighted else None)
         return out
+
+    def closer(self, candidates: torch.Tensor, potential: torch.Tensor | None) -> torch.Tensor:
+        """The potential RN64(w D64) of every row if each of the candidates (m, d) joins the centroids: (m, N)."""
+        count, d = candidates.shape
+        out = torch.empty(count, self.n_samples, dtype=torch.float64, device=self.device)
+        with self.ranks.together():
+            for at, rows in self.blocks():
+                n, weight = rows.shape[0], self.weight(at)
+                labels = torch.zeros(1, 1, dtype=torch.int64, device=rows.device).expand(count, n)
+                weight = None if weight is None else weight.expand(count, n)
+                out[:, at] = ops.point_distances(rows.expand(count, n, d), candidates[:, None], labels, weight)
+        return out if potential is None else torch.minimum(out, potential, out=out)
 
     def inertia(self, centroids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The weighted sum of squared distances of the rows of all ranks, rounded once: () float64."""
@@ -173,7 +198,7 @@ class Points(ABC):
         grids = (self.grid, self.weight_grid) if weighted else (self.row_grid, None)
         sums = ops.RunningSums(1, *grids, self.device)
         with self.ranks.together():
-            for at, rows in self.blocks():
+            for at, rows in self.operands():
                 first = torch.zeros(rows.shape[0], dtype=torch.int64, device=self.device)
                 sums.move(rows, first, first - 1, self.weight(at) if weighted else None)
         zero = torch.zeros(1, self.n_features, dtype=self.dtype, device=self.device)
@@ -199,6 +224,8 @@ class Points(ABC):
 
 class InMemory(Points):
     """The rows of a tensor of shape (n_samples, n_features), as one block."""
+
+    resident = True
 
     def __init__(self, x: torch.Tensor) -> None:
         self.x = x
@@ -243,6 +270,8 @@ class InMemory(Points):
 class Sliced(Points):
     """Rows that are read, converted or made dense a block at a time.
 
+    Sparse rows come this way where they are too dense for `Sparse` to pay, or another device works on them.
+
     Parameters
     ----------
     source : Tensor, numpy array, memory map or CSR matrix of shape (n_samples, n_features)
@@ -257,7 +286,7 @@ class Sliced(Points):
         self.n_samples, self.n_features = source.shape
         self.dtype = dtype
         self.device = source.device if isinstance(source, torch.Tensor) else torch.device("cpu")
-        self.block_rows = _block_rows(self.n_features, dtype, max_memory)
+        self.block_rows = block_rows(self.n_features, dtype, max_memory)
 
     def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         for start in range(0, self.n_samples, self.block_rows):
@@ -351,7 +380,7 @@ class Streamed(Points):
             raise ValueError("X gave no chunks: expected an iterator of 2-D arrays from every call")
         assert dtype is not None
         self.dtype, self.device = dtype, device
-        self.block_rows = _block_rows(self.n_features, dtype, max_memory)
+        self.block_rows = block_rows(self.n_features, dtype, max_memory)
 
     def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         size, start, filled = self.block_rows, 0, 0
@@ -453,7 +482,7 @@ def open_points(
         points.check_finite()
         if spherical:
             answer = points.answer
-            points = OnSphere(_sliced(points, memory))
+            points = points.on_sphere(memory)
             points.answer = answer
         points = _loaded(points, memory)
         points.sample_weight = arrays.sample_weights(sample_weight, points.n_samples, points.device)
@@ -511,6 +540,8 @@ def _open(
         return streamed
     if isinstance(X, Iterator):
         raise TypeError("X is an iterator, which can be read only once: pass a function that returns one")
+    from dcfast.cluster import sparse  # which is made of what is above
+
     answer = arrays.answer_like(X)
     if _needs_no_conversion(estimator, X, min_rows, reset):
         estimator.n_features_in_ = X.shape[1]
@@ -531,8 +562,11 @@ def _open(
         _check_features(estimator, X.shape[1], reset)
     dtype = arrays.float_dtype(X)
     dtype = dtype if at_least is None else torch.promote_types(dtype, at_least)
-    if not _is_sparse(X) and not isinstance(X, np.memmap) and _serves(X, dtype):
-        points: Points = InMemory(arrays.as_tensor(X))
+    points: Points
+    if _is_sparse(X) and sparse.pays(X, dtype, memory):
+        points = sparse.Sparse(X, dtype, memory)
+    elif not _is_sparse(X) and not isinstance(X, np.memmap) and _serves(X, dtype):
+        points = InMemory(arrays.as_tensor(X))
     else:
         points = Sliced(X, dtype, memory)
     points.answer = answer
@@ -544,7 +578,7 @@ def _needs_no_conversion(estimator: Any, X: Any, min_rows: int, reset: bool) -> 
     return (
         type(X) is np.ndarray
         and X.ndim == 2
-        and X.dtype in _NUMPY.values()
+        and X.dtype in arrays.NUMPY.values()
         and X.shape[0] >= min_rows
         and X.shape[1] == (max(1, X.shape[1]) if reset else estimator.n_features_in_)
         and not hasattr(estimator, "feature_names_in_")
@@ -558,12 +592,18 @@ def _serves(x: torch.Tensor | np.ndarray, dtype: torch.dtype) -> bool:
         return x.dtype == dtype and (x.device.type != "cpu" or x[:1].is_contiguous())
     step = x.strides[0]
     rows = x[:1].flags
-    return x.dtype == _NUMPY.get(dtype) and rows.c_contiguous and rows.aligned and step >= 0 and step % x.itemsize == 0
+    return (
+        x.dtype == arrays.NUMPY.get(dtype)
+        and rows.c_contiguous
+        and rows.aligned
+        and step >= 0
+        and step % x.itemsize == 0
+    )
 
 
 def _loaded(points: Points, memory: int) -> Points:
     """The same points in memory, where they fit."""
-    if isinstance(points, InMemory) or points.n_samples * points.n_features * points.dtype.itemsize > memory:
+    if points.resident or points.n_samples * points.n_features * points.dtype.itemsize > memory:
         return points
     whole = torch.empty(points.n_samples, points.n_features, dtype=points.dtype, device=points.device)
     for at, rows in points.blocks():
@@ -609,7 +649,7 @@ def parse_memory(max_memory: int | str | None) -> int:
     return size
 
 
-def _block_rows(n_features: int, dtype: torch.dtype, max_memory: int) -> int:
+def block_rows(n_features: int, dtype: torch.dtype, max_memory: int) -> int:
     return max(1, max_memory // 4 // (n_features * dtype.itemsize))
 
 
@@ -629,11 +669,16 @@ def unit(rows: torch.Tensor) -> torch.Tensor:
         labels = torch.zeros(part.shape[0], dtype=torch.int64, device=part.device)
         squares = ops.point_distances(part, origin, labels)
         extreme = (squares > 2.0**960) | ((squares < 2.0**-960) & part.any(1))
-        if bool((extreme & part.isfinite().all(1)).any()):
-            raise ValueError("X has rows of a norm beyond 2^480 or below 2^-480: rescale them")
-        norms = torch.where(squares > 0, squares.sqrt(), 1.0)
+        norms = norms_from(squares, extreme & part.isfinite().all(1))
         out[start : start + step] = part.double() / norms[:, None]
     return out
+
+
+def norms_from(squares: torch.Tensor, extreme: torch.Tensor) -> torch.Tensor:
+    """What rows of these squares are divided by: 1 for those of zeros. ValueError if one is extreme."""
+    if bool(extreme.any()):
+        raise ValueError("X has rows of a norm beyond 2^480 or below 2^-480: rescale them")
+    return torch.where(squares > 0, squares.sqrt(), 1.0)
 
 
 def _is_sparse(X: Any) -> bool:
@@ -657,7 +702,7 @@ def _dense(rows: Any, dtype: torch.dtype) -> torch.Tensor:
     rows = _densified(rows)
     if isinstance(rows, np.ndarray):
         # NumPy converts what torch has no type for: long doubles, other orders of bytes, negative strides.
-        return arrays.from_numpy(np.ascontiguousarray(rows, dtype=_NUMPY[dtype]))
+        return arrays.from_numpy(np.ascontiguousarray(rows, dtype=arrays.NUMPY[dtype]))
     return arrays.as_tensor(rows).to(dtype).contiguous()
 
 

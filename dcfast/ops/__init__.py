@@ -4,6 +4,7 @@ from dcfast.ops._registry import backend
 from dcfast.ops.accumulate import ClusterSums, Grid, RunningSums, accumulate, column_range, grid_of, means, sum_grid
 from dcfast.ops.assign import assign, lower_bounds, reassign
 from dcfast.ops.batch_norm_relu_pool import batch_norm_relu_pool
+from dcfast.ops.csr import Csr, csr_closer
 from dcfast.ops.draw_rows import draw_rows
 from dcfast.ops.inertia import exact_sum, inertia, point_distances
 from dcfast.ops.kmeans_plusplus import kmeans_plusplus, kmeans_plusplus_batch
@@ -15,6 +16,7 @@ from dcfast.ops.weighted_cross_entropy import inverse_size_weights, weighted_cro
 
 __all__ = [
     "ClusterSums",
+    "Csr",
     "Grid",
     "RunningSums",
     "Runs",
@@ -23,6 +25,7 @@ __all__ = [
     "backend",
     "batch_norm_relu_pool",
     "column_range",
+    "csr_closer",
     "draw_rows",
     "exact_sum",
     "grid_of",

@@ -91,6 +91,24 @@ def weighted_classes(
         raise ValueError(f"label_smoothing is {label_smoothing}: expected 0.0 to 1.0")
 
 
+def row_weights(
+    weight: torch.Tensor | None,
+    shape: tuple[int, ...] | torch.Size,
+    x: torch.Tensor,
+    x_name: str = "x",
+    *,
+    name: str = "sample_weight",
+) -> None:
+    """`weight`, if there is any, is float64, one for every row, and lives where `x` does."""
+    if weight is None:
+        return
+    if weight.dtype != torch.float64:
+        raise TypeError(f"{name} has dtype {weight.dtype}: expected float64; use .double()")
+    if weight.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(weight.shape)}: expected {tuple(shape)}")
+    same_device(weight, name, x, x_name)
+
+
 _REDUCTIONS = ("mean", "sum", "none")
 
 

@@ -134,6 +134,62 @@ void inertia(const std::vector<T>& x, const Shape& s, const std::vector<T>& c, c
   append(results, &total, 8);
 }
 
+// All of that once more from the elements that are not near 0, and the potentials of k-means++.
+template <class T>
+void csr(const std::vector<T>& x, const Shape& s, const std::vector<T>& c, int n_threads, Results* results) {
+  constexpr int64_t kWords = 3, kCandidates = 3, kWidth = 4;
+  std::vector<int64_t> indptr = {0}, candidate_indptr = {0}, candidate_indices;
+  std::vector<int32_t> indices;
+  std::vector<T> values, candidate_values;
+  std::vector<double> columns(size_t(s.d * kWidth), 0.0), squares(size_t(kWidth), 0.0);
+  for (int64_t row = 0; row < s.n; ++row) {
+    for (int64_t i = 0; i < s.d; ++i) {
+      const T value = x[size_t(row * s.d + i)];
+      if (value < T(1)) continue;
+      indices.push_back(int32_t(i));
+      values.push_back(value);
+      if (row >= kCandidates) continue;
+      candidate_indices.push_back(i);
+      candidate_values.push_back(value);
+      columns[size_t(i * kWidth + row)] = double(value);
+      squares[size_t(row)] += double(value) * double(value);
+    }
+    indptr.push_back(int64_t(values.size()));
+    if (row < kCandidates) candidate_indptr.push_back(int64_t(values.size()));
+  }
+  const int64_t candidates = int64_t(candidate_indptr.size()) - 1;
+  int64_t bytes[2], rechecked = 0;
+  check(ops::csr_assign_workspace(kType<T>, s.k, s.d, bytes));
+  Workspace workspace(bytes[0]), scratch(bytes[1] * n_threads);
+  memset(scratch.get(), 0, size_t(bytes[1] * n_threads));
+  std::vector<int64_t> labels(size_t(s.n), 0), none(size_t(s.n), -1), order;
+  for (int64_t row = 0; row < s.n; ++row) order.push_back(row);
+  check(ops::csr_assign_prepare(kType<T>, c.data(), s.k, s.d, workspace.get(), n_threads));
+  check(ops::csr_assign(kType<T>, false, indptr.data(), indices.data(), values.data(), s.n, s.d, c.data(), s.k,
+                        workspace.get(), scratch.get(), labels.data(), &rechecked, n_threads));
+  const int64_t unit = -90;
+  std::vector<double> scale(size_t(s.d), ldexp(1.0, int(-unit)));
+  std::vector<int64_t> words(size_t(s.k * kWords * s.d), 0), counts(size_t(s.k), 0);
+  check(ops::csr_accumulate(kType<T>, false, indptr.data(), indices.data(), values.data(), s.n, s.d, labels.data(),
+                            none.data(), s.k, nullptr, scale.data(), kWords, words.data(), counts.data(), n_threads));
+  std::vector<double> smallest(size_t(n_threads * s.d), INFINITY), largest(size_t(n_threads * s.d), 0.0);
+  check(ops::csr_column_range(kType<T>, false, indptr.data(), indices.data(), values.data(), s.n, s.d, nullptr,
+                              smallest.data(), largest.data(), n_threads));
+  std::vector<double> distances(size_t(s.n), 0.0), closer(size_t(candidates * s.n), 0.0);
+  std::vector<T> dense(size_t(n_threads * 16384), T(0));
+  check(ops::csr_point_distances(kType<T>, false, indptr.data(), indices.data(), values.data(), order.data(), s.n, s.d,
+                                 c.data(), s.k, labels.data(), nullptr, dense.data(), distances.data(), n_threads));
+  check(ops::csr_closer(kType<T>, false, indptr.data(), indices.data(), values.data(), s.n, s.d,
+                        candidate_indptr.data(), candidate_indices.data(), candidate_values.data(), candidates, kWidth,
+                        columns.data(), squares.data(), nullptr, distances.data(), closer.data(), s.n, n_threads));
+  append(results, labels);
+  append(results, &rechecked, 8);
+  append(results, words);
+  append(results, counts);
+  append(results, distances);
+  append(results, closer);
+}
+
 template <class T>
 void kmeans_plusplus(const std::vector<T>& x, const Shape& s, bool cached, int n_threads, Results* results) {
   constexpr int64_t kTrials = 5;
@@ -193,6 +249,7 @@ Results everything(const Shape& s, int n_threads) {
   column_range(x, s, n_threads, &results);
   sums_and_means(x, s, labels, moved, c, n_threads, &results);
   inertia(x, s, c, labels, n_threads, &results);
+  csr(x, s, c, n_threads, &results);
   for (bool cached : {false, true}) kmeans_plusplus(x, s, cached, n_threads, &results);
   lloyd(x, s, n_threads, &results);
   return results;

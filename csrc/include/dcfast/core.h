@@ -110,6 +110,41 @@ typedef int dcfast_cpu_kmeans_plusplus_batch_fn(int dtype, const void* x, int64_
                                                 const int64_t* first, const double* uniform, int64_t steps,
                                                 void* workspace, int64_t bytes, int64_t* chosen, int n_threads);
 
+// ---- csr: rows in CSR -----------------------------------------------------------------------------------------
+// n rows of d columns: row i holds the elements indptr[i] to indptr[i + 1] of indices (int64 if `wide`, else int32) and
+// values, sorted by column, no column twice. Else as for the dense ops.
+// bytes[0] of workspace, bytes[1] of scratch for every thread: zeros before the first call, 64-byte aligned.
+typedef int dcfast_cpu_csr_assign_workspace_fn(int dtype, int64_t k, int64_t d, int64_t* bytes);
+typedef int dcfast_cpu_csr_assign_prepare_fn(int dtype, const void* centroids, int64_t k, int64_t d, void* workspace,
+                                             int n_threads);
+// rechecked[0] gains the number of rows whose label D64 had to decide.
+typedef int dcfast_cpu_csr_assign_fn(int dtype, bool wide, const int64_t* indptr, const void* indices,
+                                     const void* values, int64_t n, int64_t d, const void* centroids, int64_t k,
+                                     const void* workspace, void* scratch, int64_t* labels, int64_t* rechecked,
+                                     int n_threads);
+typedef int dcfast_cpu_csr_accumulate_fn(int dtype, bool wide, const int64_t* indptr, const void* indices,
+                                         const void* values, int64_t n, int64_t d, const int64_t* labels,
+                                         const int64_t* previous, int64_t k, const double* weight, const double* scale,
+                                         int64_t n_words, int64_t* words, int64_t* counts, int n_threads);
+// smallest and largest: n_threads x d.
+typedef int dcfast_cpu_csr_column_range_fn(int dtype, bool wide, const int64_t* indptr, const void* indices,
+                                           const void* values, int64_t n, int64_t d, const double* weight,
+                                           double* smallest, double* largest, int n_threads);
+// Of the rows order[0] to order[n - 1] among those of all the other arguments; those of one label side by side take
+// the least time. scratch: n_threads x 16384 elements, zeros before and after.
+typedef int dcfast_cpu_csr_point_distances_fn(int dtype, bool wide, const int64_t* indptr, const void* indices,
+                                              const void* values, const int64_t* order, int64_t n, int64_t d,
+                                              const void* centroids, int64_t k, const int64_t* labels,
+                                              const double* weight, void* scratch, double* out, int n_threads);
+// out[c * out_stride + i] = the lesser of closest[i] (if that is not null) and RN64(weight[i] * D64(x_i, candidate c)),
+// of `count` candidates: rows in CSR like the others, their elements as columns (d x width, zeros past `count`; width a
+// multiple of 4) and their squares (width), in any order of additions.
+typedef int dcfast_cpu_csr_closer_fn(int dtype, bool wide, const int64_t* indptr, const void* indices,
+                                     const void* values, int64_t n, int64_t d, const int64_t* candidate_indptr,
+                                     const int64_t* candidate_indices, const void* candidate_values, int64_t count,
+                                     int64_t width, const double* columns, const double* squares, const double* weight,
+                                     const double* closest, double* out, int64_t out_stride, int n_threads);
+
 // ---- draw_rows ---------------------------------------------------------------------------------------------
 // For every seed in [0, 2^32) `runs` times: `count` different rows of a problem, drawn in proportion to shares (one per
 // row; null: all the same), then n_uniform numbers. n_threads x 2 most_rows doubles of workspace.
@@ -298,6 +333,13 @@ typedef int dcfast_cuda_assign_fn(int dtype, const void* x, int64_t x_problem, i
   X(kmeans_plusplus_workspace)     \
   X(kmeans_plusplus)               \
   X(kmeans_plusplus_batch)         \
+  X(csr_assign_workspace)          \
+  X(csr_assign_prepare)            \
+  X(csr_assign)                    \
+  X(csr_accumulate)                \
+  X(csr_column_range)              \
+  X(csr_point_distances)           \
+  X(csr_closer)                    \
   X(draw_rows)                     \
   X(lloyd_workspace)               \
   X(lloyd)                         \

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from dcfast.ops import _registry, _validate
-from dcfast.ops.accumulate.grid import Grid, check_weight, column_range, grid_of, sum_grid
+from dcfast.ops import _registry, _validate, csr
+from dcfast.ops.accumulate.grid import Grid, check_weight, grid_of, range_op, sum_grid
+from dcfast.ops.csr import Csr
 
 __all__ = [
     "ClusterSums",
@@ -140,7 +141,7 @@ _means = _registry.define(
 
 
 def accumulate(
-    x: torch.Tensor,
+    x: torch.Tensor | Csr,
     labels: torch.Tensor,
     n_clusters: int,
     sample_weight: torch.Tensor | None = None,
@@ -154,7 +155,7 @@ def accumulate(
     Parameters
     ----------
     x : Tensor of shape (N, d) or (B, N, d)
-        float32, float64, float16 or bfloat16.
+        float32, float64, float16 or bfloat16. Or Csr of shape (N, d).
     labels : Tensor of shape (N,) or (B, N), int64
         Rows whose label is outside [0, n_clusters) are left out.
     n_clusters : int
@@ -181,6 +182,12 @@ def accumulate(
     -----
     O(N d) operations; 8 n_words bytes per element of the result, twice that for few columns and two threads.
     """
+    if isinstance(x, Csr):
+        if grid is None:
+            grid = grid_of(*column_range(x, sample_weight), x.dtype, x.shape[0], sample_weight is not None)
+        running = RunningSums(n_clusters, grid, None if sample_weight is None else sum_grid(sample_weight[:, None]))
+        running.move(x, labels, torch.full_like(labels, -1), sample_weight)
+        return running.sums()
     if grid is None:
         _validate.points(x, "x")
         grid = sum_grid(x, sample_weight)
@@ -194,6 +201,22 @@ def accumulate(
     weight_grid = sum_grid(column)
     total_words, _ = _accumulate(column, labels, n_clusters, None, *weight_grid)
     return ClusterSums(words, counts, _rounded(total_words, weight_grid), grid)
+
+
+def column_range(x: torch.Tensor | Csr, sample_weight: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest non-zero and the largest magnitude in every column of w x, over the finite elements.
+
+    Parameters
+    ----------
+    x : Tensor of shape (N, d) or (B, N, d), or Csr of shape (N, d)
+    sample_weight : Tensor of shape (N,) or (B, N), float64, optional
+
+    Returns
+    -------
+    smallest, largest : Tensor of shape (d,), float64
+        Infinity and 0 where a column has no such element. Ranges of parts combine by minimum and maximum.
+    """
+    return csr.column_range(x, sample_weight) if isinstance(x, Csr) else range_op(x, sample_weight)
 
 
 def _rounded(words: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -227,16 +250,19 @@ class RunningSums:
 
     def move(
         self,
-        x: torch.Tensor,
+        x: torch.Tensor | Csr,
         labels: torch.Tensor,
         previous: torch.Tensor,
         sample_weight: torch.Tensor | None = None,
     ) -> None:
         """Move the rows of `x` (N, d) from the clusters `previous` (N,) to `labels` (N,); -1 is none.
 
-        Parts of the data may be moved one after the other. Costs O(moved rows d + k d).
+        Parts of the data may be moved one after the other. Costs O(moved rows d + k d); of sparse rows their non-zeros.
         """
-        _accumulate_moves(self.words, self.counts, x, labels, previous, sample_weight, self.grid.low)
+        if isinstance(x, Csr):
+            csr.accumulate_moves(self.words, self.counts, x, labels, previous, sample_weight, self.grid.low)
+        else:
+            _accumulate_moves(self.words, self.counts, x, labels, previous, sample_weight, self.grid.low)
         if self.weight_grid is not None:
             assert sample_weight is not None
             unused = torch.zeros_like(self.counts)

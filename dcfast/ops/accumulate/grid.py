@@ -44,11 +44,7 @@ def carry_(words: torch.Tensor) -> None:
 
 def check_weight(sample_weight: torch.Tensor, x: torch.Tensor) -> None:
     """`sample_weight` is float64, one for every row of `x`."""
-    if sample_weight.dtype != torch.float64:
-        raise TypeError(f"sample_weight has dtype {sample_weight.dtype}: expected float64; use .double()")
-    if sample_weight.shape != x.shape[:-1]:
-        raise ValueError(f"sample_weight has shape {tuple(sample_weight.shape)}: expected {tuple(x.shape[:-1])}")
-    _validate.same_device(sample_weight, "sample_weight", x)
+    _validate.row_weights(sample_weight, x.shape[:-1], x)
 
 
 def _check_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> None:
@@ -61,7 +57,7 @@ def _fake_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> tuple[to
     return x.new_empty(x.shape[-1], dtype=torch.float64), x.new_empty(x.shape[-1], dtype=torch.float64)
 
 
-_column_range = _registry.define(
+range_op = _registry.define(
     "column_range",
     "(Tensor x, Tensor? sample_weight) -> (Tensor, Tensor)",
     package="dcfast.ops.accumulate",
@@ -70,22 +66,6 @@ _column_range = _registry.define(
     native_cpu=("column_range",),
     native_cuda=("column_range",),
 )
-
-
-def column_range(x: torch.Tensor, sample_weight: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The smallest non-zero and the largest magnitude in every column of w x, over the finite elements.
-
-    Parameters
-    ----------
-    x : Tensor of shape (N, d) or (B, N, d)
-    sample_weight : Tensor of shape (N,) or (B, N), float64, optional
-
-    Returns
-    -------
-    smallest, largest : Tensor of shape (d,), float64
-        Infinity and 0 where a column has no such element. Ranges of parts combine by minimum and maximum.
-    """
-    return _column_range(x, sample_weight)
 
 
 def sum_grid(x: torch.Tensor, sample_weight: torch.Tensor | None = None, n_rows: int | None = None) -> Grid:
@@ -111,7 +91,8 @@ def sum_grid(x: torch.Tensor, sample_weight: torch.Tensor | None = None, n_rows:
     ValueError
         If a float64 summand lies beyond 2^480 or below 2^-480 in magnitude.
     """
-    return grid_of(*column_range(x, sample_weight), x.dtype, n_rows or x.shape[-2], sample_weight is not None)
+    smallest, largest = range_op(x, sample_weight)
+    return grid_of(smallest, largest, x.dtype, n_rows or x.shape[-2], sample_weight is not None)
 
 
 def grid_of(smallest: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype, n_rows: int, weighted: bool) -> Grid:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dcfast.ops import _registry, _validate
+from dcfast.ops import _registry, _validate, csr
+from dcfast.ops.csr import Csr
 
 
 def _check(x: torch.Tensor, centroids: torch.Tensor) -> None:
@@ -86,7 +87,7 @@ _reassign_op = _registry.define(
 )
 
 
-def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+def assign(x: torch.Tensor | Csr, centroids: torch.Tensor) -> torch.Tensor:
     """Label every row with its nearest centroid.
 
     The label of a row x_i is the j that minimises D64(x_i, c_j), the lowest on ties, where D64 sums the squared
@@ -96,7 +97,7 @@ def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     x : Tensor of shape (N, d) or (B, N, d)
-        float32, float64, float16 or bfloat16 (the latter two widened exactly). Any strides.
+        float32, float64, float16 or bfloat16 (the latter two widened exactly). Any strides. Or Csr of shape (N, d).
     centroids : Tensor of shape (k, d) or (B, k, d)
         Of the dtype and device of `x`.
 
@@ -114,7 +115,7 @@ def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
 
     Notes
     -----
-    O(N k d) operations and O(N + k d) memory: no N x k matrix.
+    O(N k d) operations (for sparse rows O(k) per non-zero, and O(k d)) and O(N + k d) memory: no N x k matrix.
 
     Examples
     --------
@@ -122,7 +123,7 @@ def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     >>> dcfast.ops.assign(torch.tensor([[0.0], [0.9]]), torch.tensor([[0.0], [1.0]]))
     tensor([0, 1])
     """
-    return _op(x, centroids)
+    return csr.assign(x, centroids) if isinstance(x, Csr) else _op(x, centroids)
 
 
 def lower_bounds(n: int, d: int, device: torch.device) -> torch.Tensor:
@@ -144,7 +145,7 @@ def lower_bounds(n: int, d: int, device: torch.device) -> torch.Tensor:
 
 
 def reassign(
-    x: torch.Tensor,
+    x: torch.Tensor | Csr,
     centroids: torch.Tensor,
     previous: torch.Tensor,
     labels: torch.Tensor,
@@ -158,8 +159,8 @@ def reassign(
 
     Parameters
     ----------
-    x : Tensor of shape (N, d)
-        As for `assign`.
+    x : Tensor of shape (N, d), or Csr of that shape
+        As for `assign`. Sparse rows are compared with every centroid.
     centroids, previous : Tensor of shape (k, d)
         Now and before, of the dtype and device of `x`.
     labels : Tensor of shape (N,), int64
@@ -184,4 +185,7 @@ def reassign(
     -----
     The bounds are those of Hamerly (2010) and of Ding et al., "Yinyang K-Means" (2015), for groups by index.
     """
+    if isinstance(x, Csr):
+        out.copy_(csr.assign(x, centroids))
+        return torch.count_nonzero(out != labels)
     return _reassign_op(x, centroids, previous, labels, bounds, out)

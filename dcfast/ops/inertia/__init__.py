@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from dcfast.ops import _registry, _validate
+from dcfast.ops import _registry, _validate, csr
 from dcfast.ops.accumulate import check_weight
+from dcfast.ops.csr import Csr
 
 
 def _check_distances(
@@ -51,14 +52,14 @@ _exact_sum = _registry.define(
 
 
 def point_distances(
-    x: torch.Tensor, centroids: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None = None
+    x: torch.Tensor | Csr, centroids: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Squared distance of every row to the centroid of its label.
 
     Parameters
     ----------
     x : Tensor of shape (N, d) or (B, N, d)
-        float32, float64, float16 or bfloat16.
+        float32, float64, float16 or bfloat16. Or Csr of shape (N, d).
     centroids : Tensor of shape (k, d) or (B, k, d)
         Of the dtype and device of `x`.
     labels : Tensor of shape (N,) or (B, N), int64
@@ -75,6 +76,8 @@ def point_distances(
     TypeError, ValueError
         If dtypes, shapes or devices do not fit.
     """
+    if isinstance(x, Csr):
+        return csr.point_distances(x, centroids, labels, sample_weight)
     return _point_distances(x, centroids, labels, sample_weight)
 
 
@@ -94,7 +97,7 @@ def exact_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def inertia(
-    x: torch.Tensor, centroids: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None = None
+    x: torch.Tensor | Csr, centroids: torch.Tensor, labels: torch.Tensor, sample_weight: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Sum over the rows of RN64(w_i D64(x_i, c_label)), rounded once.
 
@@ -111,4 +114,4 @@ def inertia(
     -----
     O(N d) operations and 8 bytes per row.
     """
-    return _exact_sum(_point_distances(x, centroids, labels, sample_weight))
+    return _exact_sum(point_distances(x, centroids, labels, sample_weight))
