@@ -183,7 +183,7 @@ FAULTS = [
         CSR_ASSIGN,
         "b = (g + 8.0 * kU) * (1.0 + 16.0 * kU);",
         "b = 0.0 * g;",
-        "tests/test_csr.py -k 'last_bit'",
+        "tests/test_csr.py -k 'long_rows'",
     ),
     Fault(
         "sparse: a row taken for farther than it is",

@@ -107,6 +107,19 @@ def test_near_ties_in_the_last_bit(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_products_of_long_rows_err_more_than_centroids_differ(dtype):
+    """Centroids that hold the same numbers in other orders: as near as one another but for the rounding of D64."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.zeros(30, 300, dtype=dtype)
+    x[:, :150] = 1000.0 * (1 + torch.arange(30))[:, None]
+    numbers = torch.rand(150, generator=generator, dtype=dtype)
+    c = torch.zeros(40, 300, dtype=dtype)
+    for row in c:
+        row[:150] = numbers[torch.randperm(150, generator=generator)]
+    assert torch.equal(ops.assign(csr(x), c), reference(ops.assign, x, c))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_few_rows_need_a_recheck(dtype):
     """The certificate decides: on rows like those of texts D64 is asked for one in hundreds, not for all."""
     random = np.random.default_rng(0)

@@ -73,7 +73,7 @@ def _kmeans_plusplus(points: Points, first: int, uniform: torch.Tensor) -> tuple
     bits = 62 - math.ceil(math.log2(max(2, points.total)))
     largest = points.ranks.maximum(potential.max() if len(potential) else potential.new_zeros(()))
     scale = torch.exp2(bits - torch.frexp(largest).exponent.double())
-    together = max(_TRIALS, _TRIAL_BYTES // (8 * max(1, points.n_samples)))
+    together = max(_TRIALS, _TRIAL_BYTES // (8 * points.total))  # the same on all ranks
     for c, trials in enumerate(uniform.tolist(), 1):
         candidates = _draw(points, potential, scale, trials)
         rows = points.fetch(candidates)

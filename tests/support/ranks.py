@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from dcfast import KMeans, PCAWhiten
+from dcfast.cluster import sparse
 
 N, D = 160, 5
 
@@ -52,6 +53,14 @@ FITS = {
     "bfloat16": (torch.from_numpy(rows()).bfloat16(), None, {"init": "k-means++", "n_clusters": 4}),
     "verbose": (rows(), None, {"init": "random", "n_clusters": 4, "verbose": 1}),
 }
+
+
+def sparse_rows(x):
+    """The rows in CSR, and they stay so however few and dense they are."""
+    sparse._FEW_ELEMENTS, sparse._LARGEST_DENSITY = 0, 1.0
+    return scipy.sparse.csr_array(x)
+
+
 # How the rows are shared, and where each rank has its own from.
 SHARES = {
     "evenly": (lambda size: [N // size] * size, lambda x: x),
@@ -61,7 +70,7 @@ SHARES = {
         lambda size: [5 * r + 7 for r in range(size - 1)] + [None],
         lambda x: lambda: iter(np.array_split(x, 4)),
     ),
-    "sparse": (lambda size: [30] * (size - 1) + [None], scipy.sparse.csr_array),
+    "sparse": (lambda size: [30] * (size - 1) + [None], sparse_rows),
 }
 
 
