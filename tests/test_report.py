@@ -145,6 +145,7 @@ def test_stands_alone_and_shows_the_numbers(make_run):
         "loss": "2.125",
         "NMI with the previous clustering": "0.688",
         "NMI with the labels": "0.375",
+        "AMI with the labels": "0.188",
         "best linear probe (conv1)": "75.0%",
         "images per second in training": "640",
         "in all": "1 min 05 s",
@@ -166,6 +167,7 @@ def test_stands_alone_and_shows_the_numbers(make_run):
         "k-means objective": "0.75",
         "NMI with the previous clustering": "0.6875",
         "NMI with the labels": "0.375",
+        "AMI with the labels": "0.1875",
         "Images that moved": "7",
         "Largest cluster": "9",
         "Empty clusters": "1",
@@ -186,10 +188,10 @@ def test_every_picture_has_a_description(make_run):
     page = report(make_run())
     pictures = page.all("img")
     charts = page.all("svg")
-    assert len(charts) == 11  # ten curves and the sizes
+    assert len(charts) == 12  # eleven curves and the sizes
     assert all(picture["alt"].strip() for picture in pictures)
     assert all(chart["role"] == "img" for chart in charts)
-    assert len({chart["aria-label"] for chart in charts}) == 11
+    assert len({chart["aria-label"] for chart in charts}) == 12
     assert sum("filters of conv1" in picture["alt"] for picture in pictures) == 4  # two views, before and after
 
 
@@ -245,7 +247,7 @@ def test_gone_images_are_said_to_be_gone(make_run):
     page = report(path)
     assert not page.all("img", class_="thumb")
     assert "The images cannot be shown" in "".join(page.text)
-    assert len(page.all("svg")) == 11
+    assert len(page.all("svg")) == 12
 
 
 def test_refuses_what_is_no_finished_run(make_run, tmp_path):

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dcfast.deepcluster import metrics
 from dcfast.deepcluster.keyed import Stream, generator, seed_for, torch_draws, uniform_rows
-from dcfast.deepcluster.metrics import moved_points, nmi
+from dcfast.deepcluster.metrics import ami, moved_points, nmi
 from dcfast.deepcluster.sampler import plain_order, uniform_order
 
 
@@ -110,6 +111,18 @@ def test_nmi_by_hand():
     assert nmi(a, np.array([0, 1, 0, 1])) == pytest.approx(0.0, abs=1e-12)
     # I = log 2, H = log 2 and log 4: the geometric mean of the entropies gives 1/sqrt(2).
     assert nmi(a, np.arange(4)) == pytest.approx(2**-0.5)
+
+
+def test_ami_is_nothing_for_random_clusters(monkeypatch):
+    labels = np.arange(1000) % 10
+    clusters = np.random.default_rng(0).integers(0, 300, 1000)
+    assert nmi(labels, clusters) > 0.3
+    assert abs(ami(labels, clusters)) < 0.05
+    assert ami(labels, 9 - labels) == pytest.approx(1.0)
+    assert ami(np.where(clusters < 5, -1, labels), np.where(clusters < 5, clusters, labels)) == pytest.approx(1.0)
+    assert ami(np.full(3, -1), np.arange(3)) is None
+    monkeypatch.setattr(metrics, "_MOST_TERMS", 9_999)
+    assert ami(labels, clusters) is None
 
 
 def test_nmi_leaves_out_what_has_no_label():

@@ -298,7 +298,7 @@ def test_what_a_run_leaves(reference):
     assert run.config["data"]["class_names"] == list("0123456789")
     assert run.config["versions"]["torch"] == torch.__version__
     expected = {
-        *("epoch", "loss", "objective", "kmeans_iterations", "nmi_previous", "nmi_labels", "n_empty"),
+        *("epoch", "loss", "objective", "kmeans_iterations", "nmi_previous", "nmi_labels", "ami_labels", "n_empty"),
         *(
             "largest_cluster",
             "n_moved",
@@ -374,6 +374,7 @@ def test_corrupt_images_are_counted_not_fatal(tmp_path):
         trainer = train(tmp_path / "run", folder, limit=None, n_clusters=4, epochs=1)
     assert trainer.history[0]["n_corrupt"] == 1
     assert trainer.history[0]["nmi_labels"] is None
+    assert trainer.history[0]["ami_labels"] is None
     assert "05.png" not in load_run(tmp_path / "run").assignments["files"]
     assert load_run(tmp_path / "run").config["data"]["corrupt"] == ["05.png"]
     with pytest.warns(UserWarning, match=r"skipped 05\.png"):

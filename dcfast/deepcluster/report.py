@@ -44,6 +44,7 @@ CURVES = {
     "objective": ("k-means objective", "Mean squared distance of the whitened features to their centroid."),
     "nmi_previous": ("NMI with the previous clustering", "1 means that the clustering no longer changes."),
     "nmi_labels": ("NMI with the labels", "What the clusters tell about the classes, which training never sees."),
+    "ami_labels": ("AMI with the labels", "The same less what chance gives: 0 for random clusters, however many."),
     "n_moved": ("Images that moved", "Their cluster took most of its images from another cluster than theirs."),
     "largest_cluster": ("Largest cluster", "Images in it. One that grows and grows is a solution that collapses."),
     "n_empty": ("Empty clusters", "Left without images by k-means, and without an output in the top layer."),
@@ -120,6 +121,7 @@ def _key_numbers(run: Run, probed: dict[str, Any] | None) -> list[tuple[str, str
     for name, what in (
         ("nmi_previous", "NMI with the previous clustering"),
         ("nmi_labels", "NMI with the labels"),
+        ("ami_labels", "AMI with the labels"),
     ):
         latest = [record[name] for record in run.metrics if record[name] is not None]
         if latest:

@@ -386,7 +386,7 @@ def train_epoch(
                         if ranks.rank == 0:
                             raise FloatingPointError(f"the loss is {mean} at step {step + 1}")
                 if number and done < len(order):
-                    waiting["training"] += batches.waited
+                    waiting["training"] = waiting.get("training", 0.0) + batches.waited
                     raise Interrupted(step + 1, everywhere, number)
                 seconds = time.perf_counter() - start
                 speed = (done - first * batch_size) / seconds

@@ -27,7 +27,7 @@ from dcfast.deepcluster.config import CUSTOM, TrainConfig
 from dcfast.deepcluster.data import DatasetSource, ImageData, Source, check_images, describe_source, open_source
 from dcfast.deepcluster.interrupt import Interrupted
 from dcfast.deepcluster.keyed import Stream, torch_draws
-from dcfast.deepcluster.metrics import cluster_sizes, moved_points, nmi, settled
+from dcfast.deepcluster.metrics import ami, cluster_sizes, moved_points, nmi, settled
 from dcfast.deepcluster.models import Backbone, build_top_layer, load_state
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.run import SAME_NETWORK, initial_model, starting_model
@@ -40,7 +40,7 @@ from dcfast.deepcluster.weights import load_weights
 __all__ = ["Trainer", "resume", "start"]
 
 # Metrics of a clustering that stay true until the next one.
-_LASTING = ("nmi_labels", "n_empty", "largest_cluster", "n_noise", "stopped_clustering")
+_LASTING = ("nmi_labels", "ami_labels", "n_empty", "largest_cluster", "n_noise", "stopped_clustering")
 
 # Stage -> options that lower what it holds in memory.
 _LOWERS = {
@@ -149,9 +149,18 @@ class Trainer:
     def summary(self) -> None:
         """Print how the first and the last epoch compare, and where everything is; on the first rank alone."""
         table = Table(title=f"{self.finished} epochs, {len(self.data)} images")
-        for heading in ("", "loss", "objective", "NMI with previous", "NMI with labels", "empty", "largest"):
+        for heading in (
+            "",
+            "loss",
+            "objective",
+            "NMI with previous",
+            "NMI with labels",
+            "AMI with labels",
+            "empty",
+            "largest",
+        ):
             table.add_column(heading, justify="right")
-        names = ("loss", "objective", "nmi_previous", "nmi_labels", "n_empty", "largest_cluster")
+        names = ("loss", "objective", "nmi_previous", "nmi_labels", "ami_labels", "n_empty", "largest_cluster")
         for record in dict.fromkeys((0, self.finished - 1)):
             values = [self.history[record][name] for name in names]
             cells = ["-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values]
@@ -247,6 +256,7 @@ class Trainer:
             "kmeans_iterations": clustering.iterations,
             "nmi_previous": None if previous is None else nmi(previous, self.assignments),
             "nmi_labels": nmi(self.data.labels, self.assignments),
+            "ami_labels": ami(self.data.labels, self.assignments),
             "n_empty": clustering.n_empty,
             "largest_cluster": int(sizes.max()),
             "n_moved": None if previous is None else moved_points(previous, self.assignments),
