@@ -31,7 +31,6 @@ def compare_fits(compare, x, k, iterations, init):
     compare(
         lambda: fit("dcfast", KMeans),
         {"scikit-learn": lambda: fit("scikit-learn", sklearn.cluster.KMeans)},
-        operations=2.0 * x.nnz * k * (iterations + 1),
         quality=quality,
         rounds=3,
     )
