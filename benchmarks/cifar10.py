@@ -96,7 +96,8 @@ def learn(folder: Path, work: Path, name: str, seed: int, options: dict[str, Any
     options["cache"] = str(work / f"{images.name}-{colour}-{'all' if unbalanced else seed}-{os.getpid()}.cache")
     display = Display(Console(file=io.StringIO()))
     began, used = time.perf_counter(), time.process_time()
-    if (path / "checkpoint.pt").exists():
+    resumed = (path / "checkpoint.pt").exists()
+    if resumed:
         trainer = resume(path, display=display)
     else:
         trainer = start(images, path, TrainConfig(**options), overwrite=True, display=display)
@@ -124,8 +125,9 @@ def learn(folder: Path, work: Path, name: str, seed: int, options: dict[str, Any
         "n_images": len(trainer.data),
         "accuracy": {layer.name: layer.accuracy for layer in found},
         "history": history,
-        "wall_seconds": round(trained, 1),
-        "cpu_seconds": round(trained_used, 1),
+        # Of a run that was stopped and went on nobody knows the whole.
+        "wall_seconds": None if resumed else round(trained, 1),
+        "cpu_seconds": None if resumed else round(trained_used, 1),
         "commit": commit(),
     }
 
@@ -189,7 +191,7 @@ def tables(results: list[dict[str, Any]]) -> str:
         names = [name for name in ("DeepCluster", *runs) if name in by_name]
         names = list(dict.fromkeys(names))
         layers = list(by_name[names[0]][0]["accuracy"]) if names else []
-        heads = [*layers, "NMI previous", "NMI labels", "largest", "CPU s"]
+        heads = [*layers, "NMI previous", "NMI labels", "AMI labels", "largest", "CPU s"]
         if not any(name in by_name for name in runs):
             continue
         lines += [f"### {study}", "", f"| run (seeds) | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
@@ -201,8 +203,9 @@ def tables(results: list[dict[str, Any]]) -> str:
             cells += [
                 spread([r["nmi_previous"] for found in last for r in found], 2),
                 spread([r["nmi_labels"] for r in ends], 2),
+                spread([r["ami_labels"] for r in ends], 2),
                 spread([100 * r["largest_cluster"] / one["n_images"] for one in seeds for r in one["history"][-1:]], 1),
-                spread([one["cpu_seconds"] for one in seeds], 0),
+                spread([one["cpu_seconds"] for one in seeds if one["cpu_seconds"] is not None], 0),
             ]
             lines.append(f"| {name} ({len(seeds)}) | {' | '.join(cells)} |")
             before = by_name.get(UNTRAINED.get(name, ""), []) if name in runs else []
@@ -212,7 +215,7 @@ def tables(results: list[dict[str, Any]]) -> str:
                     spread([100 * (one["accuracy"][layer] - other["accuracy"][layer]) for one, other in pairs], 1)
                     for layer in layers
                 )
-                lines.append(f"| {name} less {UNTRAINED[name]}, seed by seed | {' | '.join(gains)} | | | | |")
+                lines.append(f"| {name} less {UNTRAINED[name]}, seed by seed | {' | '.join(gains)} | | | | | |")
         lines.append("")
     return "\n".join(lines)
 
@@ -254,8 +257,7 @@ def main(
             replace(waiting[done], lambda file, result=result: file.write(json.dumps(result).encode()))
             accuracy = " ".join(f"{100 * value:.1f}" for value in result["accuracy"].values())
             console.print(
-                f"{number}/{len(waiting)}  {result['name']}, seed {result['seed']}: {accuracy}, "
-                f"{result['wall_seconds']:.0f} s",
+                f"{number}/{len(waiting)}  {result['name']}, seed {result['seed']}: {accuracy}",
                 highlight=False,
             )
     runs = list(known(results, work).values())
