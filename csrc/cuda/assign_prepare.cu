@@ -220,9 +220,11 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
   const int64_t k_blocks = (data.d + kBlockColumns - 1) / kBlockColumns;
   const bool live = j < data.k && made.live[p * data.k + j];
-  const Norms sums =
-      round_vector(data.centroids + p * data.c_problem + j * data.c_row, data.c_column, data.d, made.shift + p * data.d,
-                   scale, live, made.halves + p * k_blocks * made.k_padded * kBlockColumns, j, made.k_padded, lane);
+  // The padding reads a centroid that is there, and keeps nothing of it.
+  const int64_t from = j < data.k ? j : 0;
+  const Norms sums = round_vector(data.centroids + p * data.c_problem + from * data.c_row, data.c_column, data.d,
+                                  made.shift + p * data.d, scale, live,
+                                  made.halves + p * k_blocks * made.k_padded * kBlockColumns, j, made.k_padded, lane);
   if (lane != 0) return;
   const Bounds bounds(sums, data.d);
   const int64_t at = p * made.k_padded + j;

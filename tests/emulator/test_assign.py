@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from support.emulated import fenced
 from support.points import KINDS, generator, make
 
 from dcfast import ops
@@ -34,6 +35,11 @@ def assert_labels_are_nearest(x, c):
 )
 def test_shapes(n, d, k):
     assert_labels_are_nearest(*make(n, d, k, "normal", torch.float32))
+
+
+@pytest.mark.parametrize(("n", "d", "k"), [(1, 1, 1), (67, 7, 33), (30, 600, 20)])
+def test_nothing_past_the_end_is_read(n, d, k):
+    assert_labels_are_nearest(*map(fenced, make(n, d, k, "normal", torch.float32)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
