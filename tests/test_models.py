@@ -174,10 +174,19 @@ def test_a_network_on_the_cpu_does_what_its_modules_do(monkeypatch, network, siz
 
 
 def test_other_arithmetic_than_float32_is_left_to_the_modules(monkeypatch):
-    monkeypatch.setattr(ops, "batch_norm_relu_pool", None)
-    SmallConvNet(16).double()(_images(2, 16))
+    model, images = SmallConvNet(16, dropout=0.0), _images(4, 16)
+    plain = copy.deepcopy(model)
+    blocks = []
+    monkeypatch.setattr(ops, "batch_norm_relu_pool", lambda *args, **kwargs: blocks.append(args))
     with torch.autocast("cpu", torch.bfloat16):
-        SmallConvNet(16)(_images(2, 16))
+        features, expected = model.forward_features(images), plain.classifier(plain.features(images).flatten(1))
+    assert features.dtype == torch.bfloat16
+    assert torch.equal(features, expected)
+    model, plain = model.double(), plain.double()
+    features, expected = model.forward_features(images), plain.classifier(plain.features(images).flatten(1))
+    assert features.dtype == torch.float64
+    assert torch.equal(features, expected)
+    assert not blocks
 
 
 @pytest.mark.parametrize("sobel", [True, False])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -33,40 +33,27 @@ class _Call:
         own = -(-(2 * band + 1) * width * channels // 16) * 16
         self.scratch = torch.empty(self.threads * own, dtype=x.dtype)
 
-    def slices(self, run: Callable[[int, int], None]) -> None:
-        """run(first, last) for all images."""
+    def run(self, kernel: Callable[..., None], inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
+        """The kernel on all images: all take inputs, scratch and outputs in this order."""
         for start, stop in _native.slices(self.x.shape[0], self.operations, self.threads):
-            run(start, stop)
+            pointers = [tensor.data_ptr() for tensor in (self.sizes, *inputs, self.scratch, *outputs)]
+            kernel(self.dtype, *pointers, start, stop, self.threads)
 
-    def sums(self, run: Callable[[int, int, int, int], None]) -> torch.Tensor:
-        """What run(partial, totals, first, last) sums up: (2, channels) float64."""
+    def sums(self, kernel: Callable[..., None], inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What the kernel sums up over all images: (2, channels) float64."""
         n, channels = self.x.shape[:2]
         partial = torch.empty(n, 2, channels, dtype=torch.float64)
         totals = torch.zeros(2, channels, dtype=torch.float64)
-        self.slices(lambda start, stop: run(partial.data_ptr(), totals.data_ptr(), start, stop))
+        self.run(kernel, inputs, (partial, totals))
         return totals
 
 
 def _moments(call: _Call) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of every channel, from sums about its first value: that far from it they do not cancel."""
-    x, core = call.x, _native.cpu()
+    x = call.x
     pivot = x[0, :, 0, 0].contiguous()
-
-    def run(partial: int, totals: int, start: int, stop: int) -> None:
-        core.batch_moments(
-            call.dtype,
-            call.sizes.data_ptr(),
-            x.data_ptr(),
-            pivot.data_ptr(),
-            call.scratch.data_ptr(),
-            partial,
-            totals,
-            start,
-            stop,
-            call.threads,
-        )
-
-    first, second = call.sums(run) / (x.shape[0] * x.shape[2] * x.shape[3])
+    sums = call.sums(_native.cpu().batch_moments, (x, pivot))
+    first, second = sums / (x.shape[0] * x.shape[2] * x.shape[3])
     return pivot.double() + first, (second - first * first).clamp_(min=0.0)
 
 
@@ -80,7 +67,7 @@ def batch_norm_relu_pool(
     kernel_size: int,
     stride: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    call, core = _Call(x, kernel_size, stride), _native.cpu()
+    call = _Call(x, kernel_size, stride)
     if mean is None or variance is None:
         mean, variance = _moments(call)
     mean, variance = mean.to(torch.float64, copy=True), variance.to(torch.float64, copy=True)
@@ -90,21 +77,7 @@ def batch_norm_relu_pool(
     (n, channels), size = x.shape[:2], pooled_size(x.shape, kernel_size, stride)
     out = _native.empty((n, channels, *size), x.dtype, torch.channels_last)
     taken = torch.empty(n, *size, channels, dtype=torch.uint8)
-    call.slices(
-        lambda start, stop: core.batch_norm_relu_pool(
-            call.dtype,
-            call.sizes.data_ptr(),
-            call.x.data_ptr(),
-            scale.data_ptr(),
-            shift.data_ptr(),
-            call.scratch.data_ptr(),
-            out.data_ptr(),
-            taken.data_ptr(),
-            start,
-            stop,
-            call.threads,
-        )
-    )
+    call.run(_native.cpu().batch_norm_relu_pool, (call.x, scale, shift), (out, taken))
     return out, taken, mean, variance
 
 
@@ -120,47 +93,16 @@ def batch_norm_relu_pool_backward(
     kernel_size: int,
     stride: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    call, core = _Call(x, kernel_size, stride), _native.cpu()
+    call = _Call(x, kernel_size, stride)
     grad, taken = grad.contiguous(memory_format=torch.channels_last), taken.contiguous()
     centre = mean.to(x.dtype).contiguous()
-
-    def run(partial: int, totals: int, start: int, stop: int) -> None:
-        core.batch_norm_relu_pool_sums(
-            call.dtype,
-            call.sizes.data_ptr(),
-            grad.data_ptr(),
-            taken.data_ptr(),
-            call.x.data_ptr(),
-            centre.data_ptr(),
-            call.scratch.data_ptr(),
-            partial,
-            totals,
-            start,
-            stop,
-            call.threads,
-        )
-
-    by_bias, by_x = call.sums(run)
+    inputs = (grad, taken, call.x, centre)
+    by_bias, by_x = call.sums(_native.cpu().batch_norm_relu_pool_sums, inputs)
     inverse = (variance.double() + eps).rsqrt()
     scale = weight.double() * inverse
     # How the gradient goes through the moments; not at all where they are constants.
     share = float(of_batch) / max(1, x.shape[0] * x.shape[2] * x.shape[3])
     factors = torch.stack([scale, scale * by_bias * share, scale * inverse * inverse * by_x * share]).to(x.dtype)
     out = _native.empty(x.shape, x.dtype, call.layout)
-    call.slices(
-        lambda start, stop: core.batch_norm_relu_pool_backward(
-            call.dtype,
-            call.sizes.data_ptr(),
-            grad.data_ptr(),
-            taken.data_ptr(),
-            call.x.data_ptr(),
-            centre.data_ptr(),
-            factors.data_ptr(),
-            call.scratch.data_ptr(),
-            out.data_ptr(),
-            start,
-            stop,
-            call.threads,
-        )
-    )
+    call.run(_native.cpu().batch_norm_relu_pool_backward, (*inputs, factors), (out,))
     return out, (by_x * inverse).to(weight.dtype), by_bias.to(weight.dtype)
