@@ -27,6 +27,12 @@ def cluster_sizes(assignments: np.ndarray) -> np.ndarray:
     return np.bincount(assignments[assignments >= 0])
 
 
+def _known(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out the points with a negative label in either."""
+    known = (first >= 0) & (second >= 0)
+    return first[known], second[known]
+
+
 def nmi(first: np.ndarray, second: np.ndarray) -> float | None:
     """Return the mutual information of two labellings over the geometric mean of their entropies.
 
@@ -40,10 +46,10 @@ def nmi(first: np.ndarray, second: np.ndarray) -> float | None:
     float in [0, 1], or None
         None if no point is left.
     """
-    known = (first >= 0) & (second >= 0)
-    if not known.any():
+    first, second = _known(first, second)
+    if not len(first):
         return None
-    return float(normalized_mutual_info_score(first[known], second[known], average_method="geometric"))
+    return float(normalized_mutual_info_score(first, second, average_method="geometric"))
 
 
 def ami(first: np.ndarray, second: np.ndarray) -> float | None:
@@ -63,9 +69,8 @@ def ami(first: np.ndarray, second: np.ndarray) -> float | None:
         None if no point is left, or if N times the classes of the labelling with fewer is more than 2^26, since what
         chance gives takes as many steps: more than an epoch of ImageNet has time for.
     """
-    known = (first >= 0) & (second >= 0)
-    first, second = first[known], second[known]
-    if not known.any() or len(first) * min(len(np.unique(first)), len(np.unique(second))) > _MOST_TERMS:
+    first, second = _known(first, second)
+    if not len(first) or len(first) * min(len(np.unique(first)), len(np.unique(second))) > _MOST_TERMS:
         return None
     return float(adjusted_mutual_info_score(first, second, average_method="geometric"))
 
@@ -86,8 +91,7 @@ def moved_points(previous: np.ndarray, current: np.ndarray) -> int:
     int
         Between 0 (the same partition, or a finer one) and N. Time and memory O(N + non-empty pairs).
     """
-    known = (previous >= 0) & (current >= 0)
-    previous, current = previous[known], current[known]
+    previous, current = _known(previous, current)
     pairs = coo_array((np.ones(len(current), dtype=np.int64), (current, previous))).tocsr()
     return len(current) - int(pairs.max(axis=1).sum())
 
