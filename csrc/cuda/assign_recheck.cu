@@ -16,11 +16,6 @@ constexpr int kChunk = 128;  // columns of the rows in shared memory
 constexpr int32_t kManyRows = 4096;
 constexpr unsigned kAll = 0xFFFFFFFFu;
 
-__device__ __forceinline__ double add_square(double sum, double x, double c) {
-  const double t = __dsub_rn(x, c);
-  return __dadd_rn(sum, __dmul_rn(t, t));
-}
-
 template <class T>
 __global__ void __launch_bounds__(kPairThreads) recheck_pairs_d64(const AssignData<T> data, const AssignPass pass) {
   const int32_t count = pass.counts[0];

@@ -54,5 +54,11 @@ __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
+// A term of D64.
+__device__ __forceinline__ double add_square(double sum, double x, double c) {
+  const double t = __dsub_rn(x, c);
+  return __dadd_rn(sum, __dmul_rn(t, t));
+}
+
 }  // namespace cuda
 }  // namespace dcfast

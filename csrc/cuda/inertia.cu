@@ -1,8 +1,8 @@
 // D64 of every row to its own centroid, and the exact sum of any doubles.
 #include <math.h>
 
+#include "exact_sum.cuh"
 #include "fixed.cuh"
-#include "rows.cuh"
 
 namespace dcfast {
 namespace cuda {
@@ -83,58 +83,12 @@ int point_distances_all(const void* x, int64_t problem_stride, int64_t row_strid
 }
 
 // ---- sums ----------------------------------------------------------------------------------------------------
-// Digits of 32 bits for every exponent of a double, as in csrc/cpu/exact_sum.h. A warp adds up what its values put into
-// the same digits, which are few, and adds that to words of its own in shared memory: no atomics but those of a block,
-// once, on the words of the row.
+// A warp has words of its own in shared memory: no atomics but those of a block, once, on the words of the row.
 
 constexpr int kSumThreads = 256;
 constexpr int kSumWarps = kSumThreads / kWarp;
-constexpr int kSumDigit = 32;
-constexpr int kDigits = 68;    // 2^-1074 ... 2^1023 and 62 bits for the carries of 2^62 additions
-constexpr int kSpecials = 77;  // words 77, 78, 79 count +inf, -inf and NaN
-constexpr int kSumWords = 80;
 constexpr int64_t kValues = 16 * kSumThreads;  // of a block: so many that its end costs little
 constexpr int64_t kMaxBlocks = 1024;           // of a row: each adds less than 2^32 to a word
-
-// Adds the values of a warp, one per lane, to words.
-__device__ __forceinline__ void add_exactly(double value, int64_t* words) {
-  const int lane = threadIdx.x % kWarp;
-  const uint64_t bits = uint64_t(__double_as_longlong(value));
-  int biased = int(bits >> 52) & 0x7FF;
-  uint64_t mantissa = bits & ((uint64_t(1) << 52) - 1);
-  const bool negative = bits >> 63 != 0, special = biased == 0x7FF;
-  if (__any_sync(kAllLanes, special)) {
-    const int kind = !special ? 3 : mantissa != 0 ? 2 : negative ? 1 : 0;
-#pragma unroll
-    for (int which = 0; which < 3; ++which) {
-      const int count = __popc(__ballot_sync(kAllLanes, kind == which));
-      if (lane == which) words[kSpecials + which] += count;
-    }
-    if (special) mantissa = 0;
-  }
-  // A subnormal has the exponent of the smallest normal number: units of 2^-1074 either way.
-  if (biased > 0 && !special) mantissa |= uint64_t(1) << 52;
-  biased = biased > 0 ? biased - 1 : 0;
-  const int digit = biased / kSumDigit, shift = biased % kSumDigit;
-  const uint64_t high = mantissa >> 1 >> (63 - shift);  // in two steps: a shift by 64 has no value
-  const int64_t sign = negative ? -1 : 1;
-  int64_t pieces[3] = {sign * int64_t(uint32_t(mantissa << shift)), sign * int64_t(mantissa << shift >> 32),
-                       sign * int64_t(high)};
-  unsigned left = __ballot_sync(kAllLanes, mantissa != 0);
-  while (left != 0) {
-    const int here = __shfl_sync(kAllLanes, digit, __ffs(int(left)) - 1);
-    const bool own = mantissa != 0 && digit == here;
-    left &= ~__ballot_sync(kAllLanes, own);
-#pragma unroll
-    for (int piece = 0; piece < 3; ++piece) {
-      int64_t sum = own ? pieces[piece] : 0;
-#pragma unroll
-      for (int offset = kWarp / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
-      if (lane == piece) words[here + piece] += sum;
-    }
-    __syncwarp();  // the next digits may be these
-  }
-}
 
 __global__ void __launch_bounds__(kSumThreads)
     exact_sum_add(const double* values, int64_t length, int64_t blocks_per_row, unsigned long long* words) {
@@ -147,7 +101,8 @@ __global__ void __launch_bounds__(kSumThreads)
   const int64_t step = blocks_per_row * kSumThreads, warp_first = threadIdx.x / kWarp * kWarp;
   for (int64_t start = part * kSumThreads + warp_first; start < length; start += step) {
     const int64_t at = start + threadIdx.x % kWarp;
-    add_exactly(at < length ? values[at] : 0.0, own[threadIdx.x / kWarp]);
+    add_exactly(at < length ? values[at] : 0.0,
+                [&](int word, int64_t amount) { own[threadIdx.x / kWarp][word] += amount; });
   }
   __syncthreads();
   for (int w = threadIdx.x; w < kSumWords; w += kSumThreads) {

@@ -3,13 +3,13 @@
 //
 // Each thread owns a range of clusters and keeps the sum of count - 1 over it: a draw is a prefix sum over the threads
 // and a walk through one range, O(k / 1024) and not O(k).
-#include "rows.cuh"
+#include "scan.cuh"
 
 namespace dcfast {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kThreads = kScanThreads;
 constexpr int kWarps = kThreads / kWarp;
 
 __device__ __forceinline__ uint64_t philox(uint64_t seed, uint64_t iteration, uint64_t cluster) {
@@ -30,29 +30,6 @@ __device__ __forceinline__ uint64_t philox(uint64_t seed, uint64_t iteration, ui
 }
 
 __device__ __forceinline__ int64_t spare(int64_t count) { return count > 1 ? count - 1 : 0; }
-
-// The sum over the threads before this one; all of them in *total. parts is read until the next barrier.
-__device__ __forceinline__ int64_t sum_before(int64_t own, int64_t* parts, int64_t* total) {
-  const int lane = threadIdx.x % kWarp;
-  int64_t up_to = own;
-#pragma unroll
-  for (int offset = 1; offset < kWarp; offset *= 2) {
-    const int64_t more = __shfl_up_sync(kAllLanes, up_to, offset);
-    if (lane >= offset) up_to += more;
-  }
-  if (lane == kWarp - 1) parts[threadIdx.x / kWarp] = up_to;
-  __syncthreads();
-  int64_t part = parts[lane];
-  static_assert(kWarps == kWarp, "a part per lane");
-#pragma unroll
-  for (int offset = 1; offset < kWarp; offset *= 2) {
-    const int64_t more = __shfl_up_sync(kAllLanes, part, offset);
-    if (lane >= offset) part += more;
-  }
-  *total = __shfl_sync(kAllLanes, part, kWarp - 1);
-  const int64_t warps_before = __shfl_sync(kAllLanes, part, (threadIdx.x / kWarp + kWarp - 1) % kWarp);
-  return up_to - own + (threadIdx.x < kWarp ? 0 : warps_before);
-}
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) split_empty_kernel(T* centroids, int64_t* counts, int64_t k, int64_t d,
