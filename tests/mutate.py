@@ -65,6 +65,13 @@ FAULTS = [
         EMULATED,
     ),
     Fault("GPU: copies not waited for", SM80, "cp_async_wait<2>();", "cp_async_wait<3>();", EMULATED),
+    Fault(
+        "GPU: roundings of k-means++ forgotten",
+        "csrc/cuda/kmeans_plusplus.cu",
+        "1.0 - double(p.d + 5) * 0x1p-24",
+        "1.0",
+        "tests/emulator/test_kmeans_plusplus.py",
+    ),
     Fault("tie flipped", PREPARE, "index < best->index", "index > best->index", "tests/test_assign.py"),
     Fault(
         "recheck dropped",

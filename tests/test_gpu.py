@@ -247,6 +247,15 @@ def test_kmeans_plusplus(serving, shape, kind, dtype, weighted):
         assert torch.equal(ops.kmeans_plusplus(*there((x, weight)), n // 2, uniform).cpu(), expected)
 
 
+def test_kmeans_plusplus_of_millions_of_rows(serving):
+    """More totals of 1024 rows than threads that draw, and more candidates than read the rows together."""
+    x, _ = make((2_200_000, 2, 4), "lattice")
+    uniform = torch.rand(3, 17, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    expected = ops.kmeans_plusplus(x, None, 0, uniform)
+    with served_by(serving):
+        assert torch.equal(ops.kmeans_plusplus(x.to(DEVICE), None, 0, uniform).cpu(), expected)
+
+
 def test_kmeans_plusplus_of_many_problems(serving):
     x, _ = make((90, 5, 4))
     offsets, first = torch.tensor([0, 20, 60, 90]), torch.tensor([3, 0, 29])

@@ -115,7 +115,9 @@ def test_products_of_a_k_block_follow_one_another(kernels, count_backend):
         assert marks[first : first + products] == ["HGMMA"] * products
 
 
-@pytest.mark.parametrize("name", ["accumulate_sum", "column_range_kernel", "point_distances_d64"])
+@pytest.mark.parametrize(
+    "name", ["accumulate_sum", "column_range_kernel", "point_distances_d64", "kmeans_plusplus_compare_d64"]
+)
 def test_loads_are_in_flight_together(kernels, name, count_backend):
     """A compiler that puts a load into a branch of its own waits for it there: memory is read at its latency."""
     count_backend("cuda-offline")

@@ -87,7 +87,7 @@ typedef int dcfast_cpu_exact_sum_round_fn(int64_t* words, int n_threads, double*
 typedef int dcfast_cuda_point_distances_fn(int dtype, const void* x, int64_t problem_stride, int64_t row_stride,
                                            int64_t problems, int64_t n, int64_t d, const void* centroids, int64_t k,
                                            const int64_t* labels, const double* weight, double* out, void* stream);
-// out[row] = the sum of values (rows x length), rounded once. words (rows x 80) hold zeros.
+// Adds values (rows x length) exactly to words (rows x 80, zeros at first); out[row] = the sum, rounded once.
 typedef int dcfast_cuda_exact_sum_fn(const double* values, int64_t rows, int64_t length, int64_t* words, double* out,
                                      void* stream);
 
@@ -109,6 +109,16 @@ typedef int dcfast_cpu_kmeans_plusplus_batch_fn(int dtype, const void* x, int64_
                                                 int64_t problems, int64_t d, const double* weight, int64_t trials,
                                                 const int64_t* first, const double* uniform, int64_t steps,
                                                 void* workspace, int64_t bytes, int64_t* chosen, int n_threads);
+
+// On the GPU, of at most 2^30 rows: potential (n) holds those to the row that rows (trials) is full of, times scale[0]
+// integers that draws count in, and sinks to those to all the chosen rows (steps + 1), of which that is the first. The
+// row numerators[step, trial] 2^-53 of the way through is a candidate. nearer (trials / 16, rounded up, x n) and words
+// (trials x 80) hold zeros; totals is of n / 1024, rounded up, and sums of trials.
+typedef int dcfast_cuda_kmeans_plusplus_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                           const double* weight, int64_t trials, const int64_t* numerators,
+                                           int64_t steps, const double* scale, double* potential, uint16_t* nearer,
+                                           int64_t* totals, int64_t* words, double* sums, int64_t* rows,
+                                           int64_t* chosen, void* stream);
 
 // ---- csr: rows in CSR -----------------------------------------------------------------------------------------
 // n rows of d columns: row i holds the elements indptr[i] to indptr[i + 1] of indices (int64 if `wide`, else int32) and
@@ -365,6 +375,7 @@ typedef int dcfast_cuda_assign_fn(int dtype, const void* x, int64_t x_problem, i
   X(column_range)                 \
   X(point_distances)              \
   X(exact_sum)                    \
+  X(kmeans_plusplus)              \
   X(split_empty)                  \
   X(sobel_conv2d)                 \
   X(sobel_conv2d_backward_weight) \

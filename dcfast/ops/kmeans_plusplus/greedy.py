@@ -17,6 +17,20 @@ def share(numerator: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
     return (high * total_high << 5) + (above >> 26) + (below >> 22) + (rest >> 53)
 
 
+def numerators_of(uniform: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """floor(uniform 2^53) on the device; it goes to a GPU from pinned memory, which waits for nothing."""
+    numerators = (uniform * 2.0**53).long()
+    return numerators.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numerators
+
+
+def draw_scale(largest: torch.Tensor, n_rows: int) -> torch.Tensor:
+    """The power of two by which `n_rows` potentials up to `largest` become integers to draw by: their sum is < 2^62."""
+    bits = 62 - math.ceil(math.log2(max(2, n_rows)))
+    # 2^(bits - e) by its bits: exact on every device.
+    exponent = (bits - torch.frexp(largest).exponent.long()).clamp(-1022, 1023)
+    return ((exponent + 1023) << 52).view(torch.float64)
+
+
 def greedy(
     potentials: Callable[[torch.Tensor], torch.Tensor],
     exact_sum: Callable[[torch.Tensor], torch.Tensor],
@@ -27,17 +41,12 @@ def greedy(
 ) -> torch.Tensor:
     """The chosen rows; `potentials` gives RN64(w D64) of every row to the rows asked for, (rows, N) float64.
 
-    Nothing is read back from the device before the end, and numbers go to it from pinned memory.
+    Nothing is read back from the device before the end.
     """
-    numerators = (uniform * 2.0**53).long()
-    if device.type == "cuda":
-        numerators = numerators.pin_memory().to(device, non_blocking=True)
+    numerators = numerators_of(uniform, device)
     chosen = [torch.full((1,), first, device=device)]
     potential = potentials(chosen[0])[0]
-    bits = 62 - math.ceil(math.log2(max(2, n_rows)))
-    # 2^(bits - e) by its bits: exact on every device.
-    exponent = (bits - torch.frexp(potential.max()).exponent.long()).clamp(-1022, 1023)
-    scale = ((exponent + 1023) << 52).view(torch.float64)
+    scale = draw_scale(potential.max(), n_rows)
     for numerator in numerators.unbind():
         cumulative = (potential * scale).floor().long().cumsum(0)
         thresholds = share(numerator, cumulative[-1])

@@ -1,19 +1,28 @@
-"""Launches csrc/cpu/kmeans_plusplus.cpp: a few centroids at a time, or some problems."""
+"""Launches csrc/cpu/kmeans_plusplus.cpp, a few centroids or problems at a time, and csrc/cuda/kmeans_plusplus.cu."""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 
 from dcfast.ops import _native
+from dcfast.ops.kmeans_plusplus import greedy
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # the CPU takes the first two
 # The rows as int16 are kept up to this size: read from memory once per centroid instead of the rows themselves.
 _CACHE_BYTES = 40 * 2**20
+# On a GPU: candidates that a row has a word of marks for, rows of a total of the draws, words of an exact sum.
+_MARKS = 16
+_DRAWN_TOGETHER = 1024
+_SUM_WORDS = 80
 
 
 def kmeans_plusplus(
     x: torch.Tensor, sample_weight: torch.Tensor | None, first: int, uniform: torch.Tensor
 ) -> torch.Tensor:
+    if x.is_cuda:
+        return _on_cuda(x, sample_weight, first, uniform)
     core, n_threads = _native.cpu(), _native.threads()
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     rows = x.to(wide)
@@ -53,6 +62,43 @@ def kmeans_plusplus(
     return chosen
 
 
+def _on_cuda(x: torch.Tensor, sample_weight: torch.Tensor | None, first: int, uniform: torch.Tensor) -> torch.Tensor:
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    weight = None if sample_weight is None else sample_weight.contiguous()
+    (n, d), (steps, trials), device = x.shape, uniform.shape, x.device
+    integers = functools.partial(torch.zeros, dtype=torch.int64, device=device)
+    potential = torch.ops.dcfast.point_distances(x, x[first : first + 1], integers(n), weight)
+    scale = greedy.draw_scale(potential.max(), n)
+    numerators = greedy.numerators_of(uniform, device).contiguous()
+    nearer = torch.zeros(-(-trials // _MARKS), n, dtype=torch.int16, device=device)
+    totals, words = integers(-(-n // _DRAWN_TOGETHER)), integers(trials, _SUM_WORDS)
+    sums = torch.empty(trials, dtype=torch.float64, device=device)
+    rows, chosen = torch.full((trials,), first, device=device), integers(steps + 1)
+    with _native.device_of(x):
+        _native.cuda().kmeans_plusplus(
+            _DTYPES[x.dtype],
+            x.data_ptr(),
+            x.stride(0),
+            n,
+            d,
+            0 if weight is None else weight.data_ptr(),
+            trials,
+            numerators.data_ptr(),
+            steps,
+            scale.data_ptr(),
+            potential.data_ptr(),
+            nearer.data_ptr(),
+            totals.data_ptr(),
+            words.data_ptr(),
+            sums.data_ptr(),
+            rows.data_ptr(),
+            chosen.data_ptr(),
+            _native.stream(device),
+        )
+    return chosen
+
+
 def kmeans_plusplus_batch(
     x: torch.Tensor,
     offsets: torch.Tensor,
@@ -60,6 +106,8 @@ def kmeans_plusplus_batch(
     first: torch.Tensor,
     uniform: torch.Tensor,
 ) -> torch.Tensor:
+    if x.is_cuda:
+        return greedy.kmeans_plusplus_batch(x, offsets, sample_weight, first, uniform)
     core = _native.cpu()
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     rows = x.to(wide)
