@@ -24,7 +24,7 @@ endif
 OFFLINE_BACKENDS := triton-offline$(if $(shell command -v nvcc),$(shell echo ,)cuda-offline)
 
 .PHONY: demo test test-cpu test-sklearn test-interpreter test-offline test-emulator bench gpu lint format mutate release sanitize \
-  sanitize-memory sanitize-threads wheel clean distclean
+  sanitize-memory sanitize-threads sanitize-emulator wheel clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -81,11 +81,12 @@ mutate: $(VENV)/.test
 	$(BIN)/python tests/mutate.py
 
 # The sanitizers of addresses and of undefined behaviour under the tests of the ops and of k-means, and the one of
-# threads on a C++ program. Linux with g++, clang, libomp and libarcher (see CONTRIBUTING.md).
-sanitize: sanitize-memory sanitize-threads
+# threads on a C++ program; the emulated GPU's kernels among fences. Linux with g++, clang, libomp and libarcher (see
+# CONTRIBUTING.md).
+sanitize: sanitize-memory sanitize-threads sanitize-emulator
 
 SANITIZE := $(abspath build/sanitize)
-SANITIZED_TESTS := $(addprefix tests/test_,$(addsuffix .py,accumulate assign batch_norm_relu_pool bisecting faiss hard_inputs inertia kmeans \
+SANITIZED_TESTS := $(addprefix tests/test_,$(addsuffix .py,accumulate assign batch_norm_relu_pool bisecting csr faiss hard_inputs inertia kmeans \
   kmeans_plusplus linear_weighted_cross_entropy lloyd minibatch points sobel_conv2d split_empty weighted_cross_entropy))
 
 # Python itself is not built for the sanitizer, so that its library comes first by LD_PRELOAD, and what the interpreter
@@ -99,6 +100,9 @@ sanitize-memory: $(SANITIZE)/.built
 # Archer tells the thread sanitizer where OpenMP's threads wait for one another.
 sanitize-threads: $(SANITIZE)/threads
 	OMP_TOOL_LIBRARIES=$(ARCHER) TSAN_OPTIONS=ignore_noninstrumented_modules=1 $<
+
+sanitize-emulator: $(VENV)/.test $(SANITIZE)/fences.so
+	LD_PRELOAD=$(SANITIZE)/fences.so $(PYTEST) -p no:cacheprovider tests/emulator --require-backends=cuda-emulated
 
 wheel: dist/.built
 
@@ -165,6 +169,10 @@ $(SANITIZE)/threads: tests/sanitize/driver.cpp $(filter csrc/%,$(SOURCES))
 	@mkdir -p $(SANITIZE)
 	clang++ -std=c++17 -O1 -g -Wall -Wextra -fsanitize=thread -fopenmp -ffp-contract=off -fno-math-errno \
 	  -DDCFAST_ISA=baseline -Icsrc/include -Icsrc/cpu $< $(DRIVEN) -o $@
+
+$(SANITIZE)/fences.so: tests/sanitize/fences.cpp
+	@mkdir -p $(SANITIZE)
+	g++ -std=c++17 -O1 -Wall -Wextra -shared -fPIC $< -o $@ -ldl
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(INSTALL) "$(WHEEL)[bench]"

@@ -81,6 +81,13 @@ FAULTS = [
         "tests/test_assign.py",
     ),
     Fault(
+        "another order of addition decides",
+        PREPARE,
+        "double(d + 4) * 0x1p-50",
+        "0.0",
+        "tests/test_assign.py -k order_of_addition",
+    ),
+    Fault(
         "second candidate of a lane forgotten",
         BLOCK,
         "if (mask_at_most(low.second, broadcast(limit)) == 0) {",

@@ -70,8 +70,9 @@ def test_labels_are_equal(n, d, k, kind, dtype):
 
 
 @pytest.mark.parametrize("scale", [1e-290, 1e-160, 1e150, 1e290])
-def test_float64_beyond_the_range_of_squares_follows_ieee(scale):
-    x, c = (t * scale for t in make(50, 5, 9, "normal", torch.float64))
+@pytest.mark.parametrize(("d", "k"), [(5, 9), (40, 6)])
+def test_float64_beyond_the_range_of_squares_follows_ieee(d, k, scale):
+    x, c = (t * scale for t in make(50, d, k, "normal", torch.float64))
     with ops.backend("native"):
         assert torch.equal(ops.assign(x, c), reference(x, c))
 
@@ -82,6 +83,23 @@ def test_near_ties_in_the_last_bit(d):
     c = torch.cat([x[:50], torch.nextafter(x[:50], torch.ones(1)), torch.nextafter(x[:50], torch.zeros(1))])
     with ops.backend("native"):
         assert torch.equal(ops.assign(x, c), reference(x, c))
+
+
+@pytest.mark.parametrize("isa", _native._C.isas)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_order_of_addition_decides(monkeypatch, isa, dtype):
+    # The same terms in another order: equal distances but for the rounding of their sums.
+    monkeypatch.setenv("DCFAST_ISA", isa)
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.zeros(1, 301, dtype=dtype), set()
+    for _ in range(50):
+        terms = torch.randn(301, generator=generator, dtype=dtype)
+        c = torch.stack([terms[torch.randperm(301, generator=generator)] for _ in range(4)])
+        expected = reference(x, c)
+        labels.add(int(expected))
+        with ops.backend("native"):
+            assert torch.equal(ops.assign(x, c), expected)
+    assert labels == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("d", [16, 64, 300])

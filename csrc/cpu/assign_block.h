@@ -252,9 +252,7 @@ bool settle(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Bloc
       }
       if (count > 1) {
         ++counts[0];
-        Nearest best = {0.0, -1};
-        consider_all(&best, x, candidates, count, r.d, r.centroids);
-        candidates[0] = best.index;
+        candidates[0] = nearest_of(x, candidates, count, r.d, r.centroids);
       }
       *label = candidates[0];
       return true;

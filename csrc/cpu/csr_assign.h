@@ -255,10 +255,9 @@ int64_t assign_row(const T* x, const Index* index, int64_t n, int64_t d, const T
   }
   ++*rechecked;
   for (int64_t at = 0; at < n; ++at) s.dense[index[at]] = x[at];
-  Nearest best = {0.0, -1};
-  consider_all(&best, s.dense, s.candidates, count, d, centroids);
+  const int64_t nearest = nearest_of(s.dense, s.candidates, count, d, centroids);
   for (int64_t at = 0; at < n; ++at) s.dense[index[at]] = T(0);
-  return best.index;
+  return nearest;
 }
 
 template <class T, class Index>
