@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "dcfast/core.h"
+#include "dtype.h"
 #include "float_env.h"
 #include "rows.h"
 
@@ -169,43 +169,28 @@ int accumulate(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t 
                int64_t* words, int64_t* counts, int64_t* partial, int64_t* partial_counts, int64_t copies,
                int n_threads) {
   if (n > (int64_t(1) << 22) || n_words < 1 || n_words > kMaxWords) return DCFAST_OUT_OF_RANGE;
-  if (dtype == DCFAST_FLOAT32) {
-    accumulate_all(static_cast<const float*>(x), row_stride, n, d, labels, previous, k, weight, scale, n_words, words,
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    accumulate_all(static_cast<const T*>(x), row_stride, n, d, labels, previous, k, weight, scale, n_words, words,
                    counts, partial, partial_counts, copies, n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    accumulate_all(static_cast<const double*>(x), row_stride, n, d, labels, previous, k, weight, scale, n_words, words,
-                   counts, partial, partial_counts, copies, n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  });
 }
 
 int means(int dtype, const int64_t* words, int64_t k, int64_t n_words, int64_t d, const int64_t* low,
           const double* total, const void* previous, void* out, int n_threads) {
   if (n_words < 1 || n_words > kMaxWords) return DCFAST_OUT_OF_RANGE;
-  if (dtype == DCFAST_FLOAT32) {
-    means_all(words, k, n_words, d, low, total, static_cast<const float*>(previous), static_cast<float*>(out),
-              n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    means_all(words, k, n_words, d, low, total, static_cast<const double*>(previous), static_cast<double*>(out),
-              n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    means_all(words, k, n_words, d, low, total, static_cast<const T*>(previous), static_cast<T*>(out), n_threads);
+  });
 }
 
 int column_range(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, const double* weight,
                  double* smallest, double* largest, int64_t copies, int n_threads) {
-  if (dtype == DCFAST_FLOAT32) {
-    column_range_all(static_cast<const float*>(x), row_stride, n, d, weight, smallest, largest, copies, n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    column_range_all(static_cast<const double*>(x), row_stride, n, d, weight, smallest, largest, copies, n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    column_range_all(static_cast<const T*>(x), row_stride, n, d, weight, smallest, largest, copies, n_threads);
+  });
 }
 
 }  // namespace DCFAST_ISA

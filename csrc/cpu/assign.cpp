@@ -9,6 +9,7 @@
 #include "assign_block.h"
 #include "assign_narrow.h"
 #include "assign_prepare.h"
+#include "dtype.h"
 
 namespace dcfast {
 namespace DCFAST_ISA {
@@ -199,30 +200,21 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
 }  // namespace
 
 int assign_workspace(int dtype, int64_t k, int64_t d, bool with_previous, int64_t* bytes) {
-  Prepared<float> p32;
-  Prepared<double> p64;
-  if (dtype == DCFAST_FLOAT32) {
-    *bytes = layout(k, d, d <= kNarrow, with_previous, nullptr, &p32);
-  } else if (dtype == DCFAST_FLOAT64) {
-    *bytes = layout(k, d, d <= kNarrow, with_previous, nullptr, &p64);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
   // Beyond a million columns rounding takes more than a hundredth of a length, more than the bounds allow for.
-  return k <= INT32_MAX - kPanel && d <= (int64_t(1) << 20) ? DCFAST_OK : DCFAST_OUT_OF_RANGE;
+  if (k > INT32_MAX - kPanel || d > (int64_t(1) << 20)) return DCFAST_OUT_OF_RANGE;
+  return with_dtype(dtype, [&](auto element) {
+    Prepared<decltype(element)> p;
+    *bytes = layout(k, d, d <= kNarrow, with_previous, nullptr, &p);
+  });
 }
 
 int assign_prepare(int dtype, const void* centroids, int64_t k, int64_t d, const void* previous, void* workspace,
                    int n_threads) {
   char* base = static_cast<char*>(workspace);
-  if (dtype == DCFAST_FLOAT32) {
-    prepare(static_cast<const float*>(centroids), k, d, static_cast<const float*>(previous), base, n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    prepare(static_cast<const double*>(centroids), k, d, static_cast<const double*>(previous), base, n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    prepare(static_cast<const T*>(centroids), k, d, static_cast<const T*>(previous), base, n_threads);
+  });
 }
 
 int assign_scratch(int dtype, int64_t d, int64_t* bytes) {
@@ -238,20 +230,13 @@ int assign(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, c
            int64_t* labels, int64_t* counts, int n_threads) {
   char* base = static_cast<char*>(const_cast<void*>(workspace));
   char* own = static_cast<char*>(scratch);
-  if (dtype == DCFAST_FLOAT32) {
-    const Rows<float> rows = {
-        static_cast<const float*>(x),        row_stride, n,      d,     static_cast<const float*>(centroids), k,
-        static_cast<const float*>(previous), before,     bounds, labels};
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    const Rows<T> rows = {
+        static_cast<const T*>(x),        row_stride, n,      d,     static_cast<const T*>(centroids), k,
+        static_cast<const T*>(previous), before,     bounds, labels};
     assign_all(rows, base, own, counts, n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    const Rows<double> rows = {
-        static_cast<const double*>(x),        row_stride, n,      d,     static_cast<const double*>(centroids), k,
-        static_cast<const double*>(previous), before,     bounds, labels};
-    assign_all(rows, base, own, counts, n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  });
 }
 
 }  // namespace DCFAST_ISA

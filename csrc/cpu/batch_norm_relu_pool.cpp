@@ -14,7 +14,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "dcfast/core.h"
+#include "dtype.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -354,65 +354,41 @@ void backward(const Sizes& z, const T* grad, const uint8_t* taken, const T* x, c
 
 int batch_moments(int dtype, const Sizes* z, const void* x, const void* pivot, void* scratch, double* partial,
                   double* totals, int64_t start, int64_t stop, int n_threads) {
-  if (dtype == DCFAST_FLOAT32) {
-    moments(*z, static_cast<const float*>(x), static_cast<const float*>(pivot), static_cast<float*>(scratch), partial,
-            totals, start, stop, n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    moments(*z, static_cast<const double*>(x), static_cast<const double*>(pivot), static_cast<double*>(scratch),
-            partial, totals, start, stop, n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    moments(*z, static_cast<const T*>(x), static_cast<const T*>(pivot), static_cast<T*>(scratch), partial, totals,
+            start, stop, n_threads);
+  });
 }
 
 int batch_norm_relu_pool(int dtype, const Sizes* z, const void* x, const void* scale, const void* shift, void* scratch,
                          void* out, uint8_t* taken, int64_t start, int64_t stop, int n_threads) {
   if (z->kernel * z->kernel > kNone) return DCFAST_OUT_OF_RANGE;
-  if (dtype == DCFAST_FLOAT32) {
-    pool(*z, static_cast<const float*>(x), static_cast<const float*>(scale), static_cast<const float*>(shift),
-         static_cast<float*>(scratch), static_cast<float*>(out), taken, start, stop, n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    pool(*z, static_cast<const double*>(x), static_cast<const double*>(scale), static_cast<const double*>(shift),
-         static_cast<double*>(scratch), static_cast<double*>(out), taken, start, stop, n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    pool(*z, static_cast<const T*>(x), static_cast<const T*>(scale), static_cast<const T*>(shift),
+         static_cast<T*>(scratch), static_cast<T*>(out), taken, start, stop, n_threads);
+  });
 }
 
 int batch_norm_relu_pool_sums(int dtype, const Sizes* z, const void* grad, const uint8_t* taken, const void* x,
                               const void* mean, void* scratch, double* partial, double* totals, int64_t start,
                               int64_t stop, int n_threads) {
-  if (dtype == DCFAST_FLOAT32) {
-    gradient_sums(*z, static_cast<const float*>(grad), taken, static_cast<const float*>(x),
-                  static_cast<const float*>(mean), static_cast<float*>(scratch), partial, totals, start, stop,
-                  n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    gradient_sums(*z, static_cast<const double*>(grad), taken, static_cast<const double*>(x),
-                  static_cast<const double*>(mean), static_cast<double*>(scratch), partial, totals, start, stop,
-                  n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    gradient_sums(*z, static_cast<const T*>(grad), taken, static_cast<const T*>(x), static_cast<const T*>(mean),
+                  static_cast<T*>(scratch), partial, totals, start, stop, n_threads);
+  });
 }
 
 int batch_norm_relu_pool_backward(int dtype, const Sizes* z, const void* grad, const uint8_t* taken, const void* x,
                                   const void* mean, const void* factors, void* scratch, void* out, int64_t start,
                                   int64_t stop, int n_threads) {
-  if (dtype == DCFAST_FLOAT32) {
-    backward(*z, static_cast<const float*>(grad), taken, static_cast<const float*>(x), static_cast<const float*>(mean),
-             static_cast<const float*>(factors), static_cast<float*>(scratch), static_cast<float*>(out), start, stop,
-             n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    backward(*z, static_cast<const double*>(grad), taken, static_cast<const double*>(x),
-             static_cast<const double*>(mean), static_cast<const double*>(factors), static_cast<double*>(scratch),
-             static_cast<double*>(out), start, stop, n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    backward(*z, static_cast<const T*>(grad), taken, static_cast<const T*>(x), static_cast<const T*>(mean),
+             static_cast<const T*>(factors), static_cast<T*>(scratch), static_cast<T*>(out), start, stop, n_threads);
+  });
 }
 
 }  // namespace DCFAST_ISA

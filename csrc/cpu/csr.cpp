@@ -10,7 +10,7 @@
 
 #include "csr_assign.h"
 #include "d64.h"
-#include "dcfast/core.h"
+#include "dtype.h"
 #include "float_env.h"
 #include "parallel.h"
 #include "rows.h"
@@ -25,17 +25,11 @@ int on_csr(int dtype, bool wide, const int64_t* indptr, const void* indices, con
            const Work& work) {
   const int64_t* longs = static_cast<const int64_t*>(indices);
   const int32_t* ints = static_cast<const int32_t*>(indices);
-  if (dtype == DCFAST_FLOAT32) {
-    const float* v = static_cast<const float*>(values);
-    wide ? work(CsrRows<float, int64_t>{indptr, longs, v, n, d}) : work(CsrRows<float, int32_t>{indptr, ints, v, n, d});
-  } else if (dtype == DCFAST_FLOAT64) {
-    const double* v = static_cast<const double*>(values);
-    wide ? work(CsrRows<double, int64_t>{indptr, longs, v, n, d})
-         : work(CsrRows<double, int32_t>{indptr, ints, v, n, d});
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    const T* v = static_cast<const T*>(values);
+    wide ? work(CsrRows<T, int64_t>{indptr, longs, v, n, d}) : work(CsrRows<T, int32_t>{indptr, ints, v, n, d});
+  });
 }
 
 // ---- sums -----------------------------------------------------------------------------------------------------------
@@ -275,32 +269,21 @@ void csr_closer_all(const CsrRows<T, Index>& r, const Candidates& c, const doubl
 }  // namespace
 
 int csr_assign_workspace(int dtype, int64_t k, int64_t d, int64_t* bytes) {
-  if (dtype == DCFAST_FLOAT32) {
-    CsrPrepared<float> p;
-    CsrScratch<float> s;
+  if (k > INT32_MAX - kFloats) return DCFAST_OUT_OF_RANGE;
+  return with_dtype(dtype, [&](auto element) {
+    CsrPrepared<decltype(element)> p;
+    CsrScratch<decltype(element)> s;
     bytes[0] = csr_layout(k, d, nullptr, &p);
     bytes[1] = csr_scratch(k, d, nullptr, &s);
-  } else if (dtype == DCFAST_FLOAT64) {
-    CsrPrepared<double> p;
-    CsrScratch<double> s;
-    bytes[0] = csr_layout(k, d, nullptr, &p);
-    bytes[1] = csr_scratch(k, d, nullptr, &s);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return k <= INT32_MAX - kFloats ? DCFAST_OK : DCFAST_OUT_OF_RANGE;
+  });
 }
 
 int csr_assign_prepare(int dtype, const void* centroids, int64_t k, int64_t d, void* workspace, int n_threads) {
   char* base = static_cast<char*>(workspace);
-  if (dtype == DCFAST_FLOAT32) {
-    csr_prepare(static_cast<const float*>(centroids), k, d, base, n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    csr_prepare(static_cast<const double*>(centroids), k, d, base, n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    csr_prepare(static_cast<const T*>(centroids), k, d, base, n_threads);
+  });
 }
 
 int csr_assign(int dtype, bool wide, const int64_t* indptr, const void* indices, const void* values, int64_t n,

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "d64.h"
-#include "dcfast/core.h"
+#include "dtype.h"
 #include "exact_sum.h"
 #include "float_env.h"
 
@@ -30,16 +30,11 @@ void distances_all(const T* x, int64_t row_stride, int64_t n, int64_t d, const T
 
 int point_distances(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, const void* centroids,
                     int64_t k, const int64_t* labels, const double* weight, double* out, int n_threads) {
-  if (dtype == DCFAST_FLOAT32) {
-    distances_all(static_cast<const float*>(x), row_stride, n, d, static_cast<const float*>(centroids), k, labels,
-                  weight, out, n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    distances_all(static_cast<const double*>(x), row_stride, n, d, static_cast<const double*>(centroids), k, labels,
-                  weight, out, n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    distances_all(static_cast<const T*>(x), row_stride, n, d, static_cast<const T*>(centroids), k, labels, weight, out,
+                  n_threads);
+  });
 }
 
 int exact_sum_add(const double* values, int64_t n, int64_t* words, int n_threads) {

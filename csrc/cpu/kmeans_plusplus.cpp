@@ -20,7 +20,7 @@
 #include <string.h>
 
 #include "assign_wide.h"
-#include "dcfast/core.h"
+#include "dtype.h"
 #include "exact_sum.h"
 #include "float_env.h"
 #include "parallel.h"
@@ -419,48 +419,33 @@ void seed_all(const T* x, int64_t row_stride, const int64_t* offsets, int64_t pr
 
 int kmeans_plusplus_workspace(int dtype, int64_t n, int64_t d, int64_t trials, bool cached, int n_threads,
                               int64_t* bytes) {
-  Seeding<float> s32 = {};
-  Seeding<double> s64 = {};
-  if (dtype == DCFAST_FLOAT32) {
-    *bytes = seeding_layout(n, d, trials, cached, n_threads, nullptr, &s32);
-  } else if (dtype == DCFAST_FLOAT64) {
-    *bytes = seeding_layout(n, d, trials, cached, n_threads, nullptr, &s64);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return d <= (int64_t(1) << 20) ? DCFAST_OK : DCFAST_OUT_OF_RANGE;
+  if (d > (int64_t(1) << 20)) return DCFAST_OUT_OF_RANGE;
+  return with_dtype(dtype, [&](auto element) {
+    Seeding<decltype(element)> s = {};
+    *bytes = seeding_layout(n, d, trials, cached, n_threads, nullptr, &s);
+  });
 }
 
 int kmeans_plusplus(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, const double* weight,
                     int64_t trials, bool cached, int64_t first, const double* uniform, int64_t steps, void* workspace,
                     int64_t* chosen, int n_threads) {
   char* base = static_cast<char*>(workspace);
-  if (dtype == DCFAST_FLOAT32) {
-    seed(Points<float>{static_cast<const float*>(x), row_stride, n, d, weight}, trials, cached, first, uniform, steps,
-         base, chosen, n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    seed(Points<double>{static_cast<const double*>(x), row_stride, n, d, weight}, trials, cached, first, uniform, steps,
-         base, chosen, n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    seed(Points<T>{static_cast<const T*>(x), row_stride, n, d, weight}, trials, cached, first, uniform, steps, base,
+         chosen, n_threads);
+  });
 }
 
 int kmeans_plusplus_batch(int dtype, const void* x, int64_t row_stride, const int64_t* offsets, int64_t problems,
                           int64_t d, const double* weight, int64_t trials, const int64_t* first, const double* uniform,
                           int64_t steps, void* workspace, int64_t bytes, int64_t* chosen, int n_threads) {
   char* base = static_cast<char*>(workspace);
-  if (dtype == DCFAST_FLOAT32) {
-    seed_all(static_cast<const float*>(x), row_stride, offsets, problems, d, weight, trials, first, uniform, steps,
-             base, bytes, chosen, n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    seed_all(static_cast<const double*>(x), row_stride, offsets, problems, d, weight, trials, first, uniform, steps,
-             base, bytes, chosen, n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    seed_all(static_cast<const T*>(x), row_stride, offsets, problems, d, weight, trials, first, uniform, steps, base,
+             bytes, chosen, n_threads);
+  });
 }
 
 }  // namespace DCFAST_ISA

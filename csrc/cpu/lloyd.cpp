@@ -13,7 +13,7 @@
 
 #include "assign_narrow.h"
 #include "d64.h"
-#include "dcfast/core.h"
+#include "dtype.h"
 #include "exact_sum.h"
 #include "float_env.h"
 #include "rows.h"
@@ -284,18 +284,13 @@ void run_all(const T* x, int64_t row_stride, const int64_t* offsets, int64_t pro
 }  // namespace
 
 int lloyd_workspace(int dtype, int64_t n, int64_t d, int64_t k, int64_t n_words, bool weighted, int64_t* bytes) {
-  Work<float> w32 = {};
-  Work<double> w64 = {};
-  if (dtype == DCFAST_FLOAT32) {
-    *bytes = work_layout(n, d, k, n_words, weighted, nullptr, &w32);
-  } else if (dtype == DCFAST_FLOAT64) {
-    *bytes = work_layout(n, d, k, n_words, weighted, nullptr, &w64);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
   // As for assign and accumulate.
   const bool fits = k <= INT32_MAX - kPanel && d <= (int64_t(1) << 20) && n <= (int64_t(1) << 22);
-  return fits && n_words >= 1 && n_words <= kMaxWords ? DCFAST_OK : DCFAST_OUT_OF_RANGE;
+  if (!fits || n_words < 1 || n_words > kMaxWords) return DCFAST_OUT_OF_RANGE;
+  return with_dtype(dtype, [&](auto element) {
+    Work<decltype(element)> w = {};
+    *bytes = work_layout(n, d, k, n_words, weighted, nullptr, &w);
+  });
 }
 
 int lloyd(int dtype, const void* x, int64_t row_stride, const int64_t* offsets, int64_t problems, int64_t d, int64_t k,
@@ -304,16 +299,11 @@ int lloyd(int dtype, const void* x, int64_t row_stride, const int64_t* offsets, 
           void* centroids, int64_t* labels, double* inertia, int64_t* n_iter, int64_t* status, int n_threads) {
   const Sizes z = {d, k, n_words, low, scale, units_of(n_words), max_iter, iterations, empty};
   char* base = static_cast<char*>(workspace);
-  if (dtype == DCFAST_FLOAT32) {
-    run_all(static_cast<const float*>(x), row_stride, offsets, problems, z, weight, tol, seed, base, bytes,
-            static_cast<float*>(centroids), labels, inertia, n_iter, status, n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    run_all(static_cast<const double*>(x), row_stride, offsets, problems, z, weight, tol, seed, base, bytes,
-            static_cast<double*>(centroids), labels, inertia, n_iter, status, n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    run_all(static_cast<const T*>(x), row_stride, offsets, problems, z, weight, tol, seed, base, bytes,
+            static_cast<T*>(centroids), labels, inertia, n_iter, status, n_threads);
+  });
 }
 
 }  // namespace DCFAST_ISA

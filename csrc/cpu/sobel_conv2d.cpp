@@ -25,7 +25,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "dcfast/core.h"
+#include "dtype.h"
 #include "float_env.h"
 #include "simd.h"
 
@@ -547,25 +547,17 @@ void pack_all(int pass, const Sizes& s, const T* weight, T* packed) {
 }  // namespace
 
 int sobel_conv2d_plan(int pass, int dtype, const Sizes* sizes, int64_t* plan) {
-  if (dtype == DCFAST_FLOAT32) {
-    plan_all<float>(pass, *sizes, plan);
-  } else if (dtype == DCFAST_FLOAT64) {
-    plan_all<double>(pass, *sizes, plan);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    plan_all<T>(pass, *sizes, plan);
+  });
 }
 
 int sobel_conv2d_pack(int pass, int dtype, const Sizes* sizes, const void* weight, void* packed) {
-  if (dtype == DCFAST_FLOAT32) {
-    pack_all(pass, *sizes, static_cast<const float*>(weight), static_cast<float*>(packed));
-  } else if (dtype == DCFAST_FLOAT64) {
-    pack_all(pass, *sizes, static_cast<const double*>(weight), static_cast<double*>(packed));
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    pack_all(pass, *sizes, static_cast<const T*>(weight), static_cast<T*>(packed));
+  });
 }
 
 // The dtypes of image and weight that meet: equal, or an image of bytes. CALL sees them as I and T.
@@ -609,16 +601,11 @@ int sobel_conv2d_backward_weight(int dtype, int image_dtype, const Sizes* sizes,
 int sobel_conv2d_backward_image(int dtype, const Sizes* sizes, const void* grad, const double* fold, const void* packed,
                                 void* scratch, void* grad_image, int64_t start, int64_t stop, int n_threads) {
   char* base = static_cast<char*>(scratch);
-  if (dtype == DCFAST_FLOAT32) {
-    backward_image(*sizes, static_cast<const float*>(grad), fold, static_cast<const float*>(packed), base,
-                   static_cast<float*>(grad_image), start, stop, n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    backward_image(*sizes, static_cast<const double*>(grad), fold, static_cast<const double*>(packed), base,
-                   static_cast<double*>(grad_image), start, stop, n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    backward_image(*sizes, static_cast<const T*>(grad), fold, static_cast<const T*>(packed), base,
+                   static_cast<T*>(grad_image), start, stop, n_threads);
+  });
 }
 
 }  // namespace DCFAST_ISA

@@ -19,7 +19,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "dcfast/core.h"
+#include "dtype.h"
 #include "float_env.h"
 #include "simd.h"
 
@@ -30,7 +30,12 @@ namespace {
 constexpr int64_t kChunk = 1024;  // elements, more where a row would have over kChunks chunks
 constexpr int64_t kChunks = 64;
 
-struct Float32 {
+// What the elements of a dtype are made of.
+template <class T>
+struct Format;
+
+template <>
+struct Format<float> {
   typedef float Scalar;
   typedef Floats Vector;
   typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
@@ -40,7 +45,8 @@ struct Float32 {
   static constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
 };
 
-struct Float64 {
+template <>
+struct Format<double> {
   typedef double Scalar;
   typedef Doubles Vector;
   typedef uint64_t Bits __attribute__((vector_size(kVectorBytes)));
@@ -384,54 +390,36 @@ void backward(const typename F::Scalar* logits, int64_t row_stride, const int64_
 
 int weighted_cross_entropy_total(int dtype, const int64_t* target, const void* sizes, int64_t n, int64_t k,
                                  int64_t ignore_index, double* total) {
-  if (dtype == DCFAST_FLOAT32) {
-    *total = sum_of_target_weights(target, static_cast<const float*>(sizes), n, k, ignore_index);
-  } else if (dtype == DCFAST_FLOAT64) {
-    *total = sum_of_target_weights(target, static_cast<const double*>(sizes), n, k, ignore_index);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    *total = sum_of_target_weights(target, static_cast<const T*>(sizes), n, k, ignore_index);
+  });
 }
 
 int weighted_cross_entropy(int dtype, const void* logits, int64_t row_stride, const int64_t* target, const void* sizes,
                            int64_t n, int64_t k, int64_t ignore_index, double label_smoothing, void* losses,
                            void* maxima, void* log_sums, double* sum, const void* row_gradients,
                            int64_t row_gradient_stride, void* gradient, int n_threads) {
-  if (dtype == DCFAST_FLOAT32) {
-    forward<Float32>(static_cast<const float*>(logits), row_stride, target, static_cast<const float*>(sizes), n, k,
-                     ignore_index, label_smoothing, static_cast<float*>(losses), static_cast<float*>(maxima),
-                     static_cast<float*>(log_sums), sum, static_cast<const float*>(row_gradients), row_gradient_stride,
-                     static_cast<float*>(gradient), n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    forward<Float64>(static_cast<const double*>(logits), row_stride, target, static_cast<const double*>(sizes), n, k,
-                     ignore_index, label_smoothing, static_cast<double*>(losses), static_cast<double*>(maxima),
-                     static_cast<double*>(log_sums), sum, static_cast<const double*>(row_gradients),
-                     row_gradient_stride, static_cast<double*>(gradient), n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    forward<Format<T>>(static_cast<const T*>(logits), row_stride, target, static_cast<const T*>(sizes), n, k,
+                       ignore_index, label_smoothing, static_cast<T*>(losses), static_cast<T*>(maxima),
+                       static_cast<T*>(log_sums), sum, static_cast<const T*>(row_gradients), row_gradient_stride,
+                       static_cast<T*>(gradient), n_threads);
+  });
 }
 
 int weighted_cross_entropy_backward(int dtype, const void* logits, int64_t row_stride, const int64_t* target,
                                     const void* sizes, int64_t n, int64_t k, int64_t ignore_index,
                                     double label_smoothing, const void* row_gradients, int64_t row_gradient_stride,
                                     const void* maxima, const void* log_sums, void* gradient, int n_threads) {
-  if (dtype == DCFAST_FLOAT32) {
-    backward<Float32>(static_cast<const float*>(logits), row_stride, target, static_cast<const float*>(sizes), n, k,
-                      ignore_index, label_smoothing, static_cast<const float*>(row_gradients), row_gradient_stride,
-                      static_cast<const float*>(maxima), static_cast<const float*>(log_sums),
-                      static_cast<float*>(gradient), n_threads);
-  } else if (dtype == DCFAST_FLOAT64) {
-    backward<Float64>(static_cast<const double*>(logits), row_stride, target, static_cast<const double*>(sizes), n, k,
-                      ignore_index, label_smoothing, static_cast<const double*>(row_gradients), row_gradient_stride,
-                      static_cast<const double*>(maxima), static_cast<const double*>(log_sums),
-                      static_cast<double*>(gradient), n_threads);
-  } else {
-    return DCFAST_INVALID_DTYPE;
-  }
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    backward<Format<T>>(static_cast<const T*>(logits), row_stride, target, static_cast<const T*>(sizes), n, k,
+                        ignore_index, label_smoothing, static_cast<const T*>(row_gradients), row_gradient_stride,
+                        static_cast<const T*>(maxima), static_cast<const T*>(log_sums), static_cast<T*>(gradient),
+                        n_threads);
+  });
 }
 
 }  // namespace DCFAST_ISA
