@@ -35,6 +35,7 @@ PREPARE = "csrc/cpu/assign_prepare.h"
 NARROW = "csrc/cpu/assign_narrow.h"
 WIDE = "csrc/cpu/assign_wide.h"
 BLOCK = "csrc/cpu/assign_block.h"
+BYTES = "csrc/cpu/assign_bytes.h"
 ACCUMULATE = "csrc/cpu/accumulate.cpp"
 ROWS = "csrc/cpu/rows.h"
 D64 = "csrc/cpu/d64.h"
@@ -142,6 +143,32 @@ FAULTS = [
         "*own = bound < *own ? bound : *own;",
         "*own = bound < 0.0f ? bound : *own;",
         "tests/test_assign.py -k reassign",
+    ),
+    Fault("neighbours saturate", BYTES, "neighbours / 126.9", "neighbours / 250.0", "tests/test_assign.py -k bytes"),
+    Fault("sums wrap around", BYTES, "kLength = 178.0f", "kLength = 400.0f", "tests/test_assign.py -k bytes"),
+    Fault("the offset of bytes not taken off", BYTES, "-128 * sums[0]", "0 * sums[0]", "tests/test_assign.py -k own"),
+    Fault("rounding to bytes left out", BYTES, "* per * g)};", "* per * 0.0)};", "tests/test_assign.py -k own"),
+    Fault("rounding of the limit left out", BYTES, "bound + rounded", "bound - rounded", "tests/test_assign.py -k own"),
+    Fault(
+        "too many rivals forgotten",
+        BYTES,
+        "if (rivals.count > kRivals) return false;",
+        "if (rivals.count > kRivals) return r.labels[s.row[slot]] = r.before[s.row[slot]], true;",
+        "tests/test_assign.py -k own",
+    ),
+    Fault(
+        "rows that bytes leave are not assigned",
+        BYTES,
+        "i < count && i < first + most",
+        "i < 0 && i < first + most",
+        "tests/test_assign.py -k own",
+    ),
+    Fault(
+        "own centroid in the bounds of its group left out",
+        BYTES,
+        "low[half][own_lane % kFloats] = INFINITY;",
+        "low[half] = broadcast(INFINITY);",
+        "tests/test_assign.py -k own",
     ),
     Fault(
         "bounds kept where there are copies",

@@ -224,6 +224,55 @@ def test_reassign_on_real_steps(monkeypatch, isa, d, k, dtype):
     assert (bounds[-100:] > 0).any(), "of rows outside the sample nothing was learnt"
 
 
+# Near one of many centroids, so that bytes pay: one span of columns and several, whole ones and not, groups and none.
+@pytest.mark.parametrize(
+    ("d", "k", "dtype"),
+    [(64, 700, torch.float32), (61, 500, torch.float64), (130, 601, torch.float32), (333, 1100, torch.float64)],
+)
+def test_rows_near_their_own_centroids(d, k, dtype):
+    generator = torch.Generator().manual_seed(d)
+    n = 600
+    c = torch.randn(k, d, generator=generator, dtype=torch.float64)
+    c[::5] *= torch.rand(len(c[::5]), d, generator=generator) < 0.05  # few elements: their neighbours limit the unit
+    x = c[torch.randint(k, (n,), generator=generator)] + 0.2 * torch.randn(n, d, generator=generator).double()
+    # What a limit from the own centroid cannot settle: as near to two (and a hair off), far out, unknown, of no number.
+    ties = torch.arange(0, n, 9)
+    pairs = torch.randint(k, (2, len(ties)), generator=generator)
+    share = torch.tensor([0.5, 0.5 + 1e-3, 0.5 + 1e-6, 0.5 - 1e-7]).double().repeat(len(ties))[: len(ties), None]
+    x[ties] = c[pairs[0]] * share + c[pairs[1]] * (1 - share)
+    x[40:80] *= torch.logspace(1, 16, 40).double()[:, None]
+    x[n // 2], x[n // 3] = c.mean(0), 0.0  # near many at once
+    x, c = x.to(dtype), c.to(dtype)
+    x[11, 3], x[13, 4] = torch.nan, 1e4
+    bounds = ops.lower_bounds(n, d, x.device)
+    with ops.backend("native"):
+        previous, labels = c, reference(x, c)
+        labels[17:29] = -1
+        for step in range(5):
+            labels = reassign(x, c, previous, labels, bounds)
+            assert torch.equal(labels, reference(x, c))
+            assert_bounds_hold(bounds, x, c, labels)
+            changed = torch.randperm(k, generator=generator)[: [k, 9, k // 2, 0, 3][step]]
+            previous, c = c, c.clone()
+            c[changed] += 1e-2 * torch.randn(len(changed), d, generator=generator).to(dtype) * c[changed]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_bytes_neither_wrap_nor_saturate(sparse):
+    """The largest sums of a span that bytes may have, and the largest of two neighbours."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(200, 64, generator=generator).sign()
+    if sparse:
+        centres = 0.3 * torch.randn(200, 64, generator=generator)
+        first = 2 * torch.randint(32, (200,), generator=generator)
+        centres[torch.arange(200), first] = centres[torch.arange(200), first + 1] = 3.0
+    c = centres.repeat_interleave(2, 0) + 0.1 * torch.randn(400, 64, generator=generator)
+    x = c.repeat(3, 1) + 0.05 * torch.randn(1200, 64, generator=generator)
+    new = c.view(200, 2, 64).flip(1).reshape(400, 64)  # every row's nearest centroid is now the other one of two
+    labels = reassign(x, new, c, reference(x, c), ops.lower_bounds(1200, 64, x.device))
+    assert torch.equal(labels, reference(x, new))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_reassign_knows_nothing_of_groups_with_copies(dtype):
     # Centroids that fall together and part again: a group's bound must not outlive what it was made from.

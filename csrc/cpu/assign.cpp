@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "assign_block.h"
+#include "assign_bytes.h"
 #include "assign_narrow.h"
 #include "assign_prepare.h"
 #include "dtype.h"
@@ -68,10 +69,31 @@ void pack_all(const T* c, int64_t live, int64_t d, const Prepared<T>& p, int n_t
         if (lane < p.used[panel]) {
           pack_wide(c, p.distinct[first + lane], d, p, at);
         } else {
-          pack_padding(p.all, at, d);
+          pack_padding(p, at, d);
         }
       }
     }
+  }
+}
+
+// The centroids of the wide pass in bytes as well.
+template <class T>
+void pack_all_bytes(const T* c, int64_t d, const Prepared<T>& p, int n_threads) {
+  if constexpr (kHasBytes) {
+    double norm = 0.0, residual = 0.0;
+#pragma omp parallel num_threads(n_threads) reduction(max : norm, residual)
+    {
+      IeeeMode ieee;
+#pragma omp for schedule(static)
+      for (int64_t at = 0; at < p.groups.panels * kPanel; ++at) {
+        const int64_t j = p.all.index[at];
+        if (j < 0) continue;
+        residual = fmax(residual, pack_bytes(c + j * d, d, p, at));
+        norm = fmax(norm, double(p.all.norm[at]) / double(p.bytes.unit[at]));
+      }
+    }
+    p.bytes.largest[0] = round_up(norm);
+    p.bytes.largest[1] = round_up(residual);
   }
 }
 
@@ -101,13 +123,13 @@ void find_changed(const T* c, const T* previous, int64_t k, int64_t d, const Pre
       int64_t count = 0;
       const int64_t base = (g.panels + group * g.stride) * kPanel;
       for (int64_t j = group * g.size; j < live && j < (group + 1) * g.size; ++j) {
-        if (p.differs[p.distinct[j]]) copy_position(p.all, g.position(j), base + count++, d);
+        if (p.differs[p.distinct[j]]) copy_position(p, g.position(j), base + count++, d);
       }
       for (int64_t panel = 0; panel < g.stride; ++panel) {
         const int64_t left = count - panel * kPanel;
         p.used[g.panels + group * g.stride + panel] = int32_t(left < 0 ? 0 : left < kPanel ? left : kPanel);
       }
-      for (; count % kPanel != 0; ++count) pack_padding(p.all, base + count, d);
+      for (; count % kPanel != 0; ++count) pack_padding(p, base + count, d);
     }
   }
   p.fresh[0] = p.fresh[1] = 0;
@@ -119,10 +141,10 @@ void find_changed(const T* c, const T* previous, int64_t k, int64_t d, const Pre
 }
 
 template <class T>
-void prepare(const T* c, int64_t k, int64_t d, const T* previous, char* workspace, int n_threads) {
+void prepare(const T* c, int64_t k, int64_t d, const T* previous, bool labelled, char* workspace, int n_threads) {
   IeeeMode ieee;
   Prepared<T> p;
-  layout(k, d, d <= kNarrow, previous != nullptr, workspace, &p);
+  layout(k, d, d <= kNarrow, previous != nullptr, labelled, workspace, &p);
 #pragma omp parallel num_threads(n_threads)
   {
     IeeeMode ieee;
@@ -135,6 +157,7 @@ void prepare(const T* c, int64_t k, int64_t d, const T* previous, char* workspac
   find_scale(c, live, d, distinct, p, n_threads);
   if (d > kNarrow) {
     pack_all(c, live, d, p, n_threads);
+    if (p.in_bytes) pack_all_bytes(c, d, p, n_threads);
     if (previous != nullptr) find_changed(c, previous, k, d, p, n_threads);
     return;
   }
@@ -142,12 +165,46 @@ void prepare(const T* c, int64_t k, int64_t d, const T* previous, char* workspac
   set_largest(p.all);
 }
 
+// How the wide pass goes over the rows of a call.
+struct Plan {
+  bool with_bounds;
+  bool in_bytes[2];  // without bounds, with them
+};
+
+template <class T>
+Plan plan_wide(const Rows<T>& r, const Prepared<T>& p, int64_t chunk, char* scratch) {
+  double rivals = INFINITY;
+  if constexpr (kHasBytes) {
+    Scratch s = {};
+    wide_scratch(r.d, scratch, &s);
+    if (p.in_bytes) rivals = cost_of_rivals(r, p, s);
+  }
+  // With bounds only the products of a group are at stake, and int16 finds better bounds.
+  const double in_group = rivals * double(p.groups.count);
+  const auto cost = [](double of_rivals) { return of_rivals < 1.0 ? 0.5 * (1.0 + of_rivals) : 1.0; };
+  const bool with_bounds = r.previous != nullptr && bounds_pay(r, p, chunk, cost(rivals), cost(in_group));
+  return Plan{with_bounds, {rivals < 1.0, in_group < 1.0}};
+}
+
+// The wide pass over the rows [start, stop).
+template <class T>
+void assign_part(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t start, int64_t stop,
+                 bool with_bounds, const Plan& plan, int64_t n_threads, int64_t* counts) {
+  if (!with_bounds && r.bounds != nullptr) forget_bounds(r, start, stop);
+  if constexpr (kHasBytes) {
+    if (with_bounds && plan.in_bytes[1]) return reassign_block_in_bytes(r, p, s, start, stop, counts);
+    if (!with_bounds && plan.in_bytes[0]) return assign_block_in_bytes(r, p, s, start, stop, n_threads, counts);
+  }
+  if (with_bounds) return reassign_block(r, p, s, start, stop, counts);
+  assign_block(r, p, s, start, stop, n_threads, counts);
+}
+
 template <class T>
 void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* counts, int n_threads) {
   IeeeMode ieee;
   const bool narrow = r.d <= kNarrow, known = !narrow && r.previous != nullptr;
   Prepared<T> p;
-  layout(r.k, r.d, narrow, r.previous != nullptr, workspace, &p);
+  layout(r.k, r.d, narrow, r.previous != nullptr, r.before != nullptr, workspace, &p);
   if (*p.all.live == 0) {
     for (int64_t row = 0; row < r.n; ++row) {
       r.labels[row] = -1;
@@ -162,7 +219,7 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
     rows *= share < 2 * rows ? 1 : share < kBlocks * rows ? share / rows : kBlocks;
   }
   const int64_t blocks = (r.n + rows - 1) / rows;
-  const bool bounded = known && bounds_pay(r, p, rows);
+  const Plan plan = narrow ? Plan{} : plan_wide(r, p, rows, scratch);
   int64_t rechecked = 0, rescanned = 0, moved = 0;
 #pragma omp parallel num_threads(n_threads) reduction(+ : rechecked, rescanned, moved)
   {
@@ -182,10 +239,9 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
       if (narrow) {
         transpose(r.row(start), r.stride, stop - start, r.d, p, slim);
         assign_columns(r.row(start), r.stride, stop - start, r.d, r.centroids, p, slim, r.labels + start, own);
-      } else if (bounded || (known && block % kSample == 0)) {
-        reassign_block(r, p, wide, start, stop, own);
       } else {
-        assign_block(r, p, wide, start, stop, n_threads, own);
+        const bool with_bounds = plan.with_bounds || (known && block % kSample == 0);
+        assign_part(r, p, wide, start, stop, with_bounds, plan, n_threads, own);
       }
       for (int64_t row = start; r.before != nullptr && row < stop; ++row) moved += r.labels[row] != r.before[row];
     }
@@ -199,21 +255,21 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
 
 }  // namespace
 
-int assign_workspace(int dtype, int64_t k, int64_t d, bool with_previous, int64_t* bytes) {
+int assign_workspace(int dtype, int64_t k, int64_t d, bool with_previous, bool labelled, int64_t* bytes) {
   // Beyond a million columns rounding takes more than a hundredth of a length, more than the bounds allow for.
   if (k > INT32_MAX - kPanel || d > (int64_t(1) << 20)) return DCFAST_OUT_OF_RANGE;
   return with_dtype(dtype, [&](auto element) {
     Prepared<decltype(element)> p;
-    *bytes = layout(k, d, d <= kNarrow, with_previous, nullptr, &p);
+    *bytes = layout(k, d, d <= kNarrow, with_previous, labelled, nullptr, &p);
   });
 }
 
-int assign_prepare(int dtype, const void* centroids, int64_t k, int64_t d, const void* previous, void* workspace,
-                   int n_threads) {
+int assign_prepare(int dtype, const void* centroids, int64_t k, int64_t d, const void* previous, bool labelled,
+                   void* workspace, int n_threads) {
   char* base = static_cast<char*>(workspace);
   return with_dtype(dtype, [&](auto element) {
     using T = decltype(element);
-    prepare(static_cast<const T*>(centroids), k, d, static_cast<const T*>(previous), base, n_threads);
+    prepare(static_cast<const T*>(centroids), k, d, static_cast<const T*>(previous), labelled, base, n_threads);
   });
 }
 

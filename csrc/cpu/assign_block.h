@@ -65,6 +65,7 @@ Own find_own(const Rows<T>& r, const Prepared<T>& p, int64_t row) {
   own.most = round_up(now * (1.0 + epsilon) + tau);
   own.least = round_down(now * (1.0 - epsilon) - tau);
   own.least = own.least < 0.0f ? 0.0f : own.least;
+  if (r.previous == nullptr) return own;
   own.stayed = !p.differs[label];
   if (!own.stayed && p.fresh[1] != 0) {
     const double before = square_between(r.row(row), r.previous + label * r.d, r.d, scale);
@@ -113,6 +114,14 @@ inline int64_t position_in(const Lowest& low, uint32_t lanes) {
   return int64_t(low.vector[lane]) * kFloats + lane;
 }
 
+// The score of a row's own centroid: s = (|x~ - c~|^2 - |x~|^2) / 2; the roundings of D64 may add to the distance.
+template <class T>
+void bound_own(const Prepared<T>& p, int64_t d, float square_up_to_epsilon, Own* own) {
+  const double square = double(square_up_to_epsilon), epsilon = double(epsilon_of(d)), d64 = double(d + 4) * 0x1p-52;
+  own->high = round_up(0.5 * (double(own->most) * (1.0 + d64) - square * (1.0 - epsilon)) + *p.slack);
+  own->low = round_down(0.5 * (double(own->least) * (1.0 - d64) - square * (1.0 + epsilon)) - *p.slack);
+}
+
 // Put a row into the next slot.
 template <class T>
 void pack_slot(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t row, const Own& own, Needs needs,
@@ -124,11 +133,7 @@ void pack_slot(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t
   s.row[at] = row;
   s.needs[at] = needs;
   s.own[at] = own;
-  if (rho < 0.0f || !(own.most < INFINITY)) return;
-  // s = (|x~ - c~|^2 - |x~|^2) / 2; the roundings of D64 may add to the distance.
-  const double square = double(s.squares[at]), epsilon = double(epsilon_of(r.d)), d64 = double(r.d + 4) * 0x1p-52;
-  s.own[at].high = round_up(0.5 * (double(own.most) * (1.0 + d64) - square * (1.0 - epsilon)) + *p.slack);
-  s.own[at].low = round_down(0.5 * (double(own.least) * (1.0 - d64) - square * (1.0 + epsilon)) - *p.slack);
+  if (!(rho < 0.0f) && own.most < INFINITY) bound_own(p, r.d, s.squares[at], s.own + at);
 }
 
 // Fill the list up to whole tiles with the slot of zeros.
@@ -151,12 +156,10 @@ void find_lowest(const Prepared<T>& p, const Scratch& s, const Block& block, int
   });
 }
 
-// Compare the slots with the groups that they need, and keep the two lowest of every group and of all.
-template <class T>
-void scan_groups(const Prepared<T>& p, const Scratch& s, const Block& block, int64_t d, Ahead* ahead) {
-  for (int64_t at = 0; at < block.count; ++at) {
-    s.low[at] = Lowest{broadcast(INFINITY), broadcast(INFINITY), Ints{}};
-  }
+// Lists the slots that need a group, or its changed centroids, for every one and calls
+// take(group, the first of its panels, how many slots).
+template <class T, class Take>
+void for_groups(const Prepared<T>& p, const Scratch& s, const Block& block, int64_t d, Take take) {
   for (int64_t part = 0; part < 2 * p.groups.count; ++part) {
     const int64_t g = part % p.groups.count, first = part * p.groups.stride;
     const bool whole = part < p.groups.count;
@@ -167,6 +170,17 @@ void scan_groups(const Prepared<T>& p, const Scratch& s, const Block& block, int
     }
     if (count == 0) continue;
     fill_list(s, d, count);
+    take(g, first, count);
+  }
+}
+
+// Compare the slots with the groups that they need, and keep the two lowest of every group and of all.
+template <class T>
+void scan_groups(const Prepared<T>& p, const Scratch& s, const Block& block, int64_t d, Ahead* ahead) {
+  for (int64_t at = 0; at < block.count; ++at) {
+    s.low[at] = Lowest{broadcast(INFINITY), broadcast(INFINITY), Ints{}};
+  }
+  for_groups(p, s, block, d, [&](int64_t g, int64_t first, int64_t count) {
     find_lowest(p, s, block, count, d, first, first + p.groups.stride, s.low_in_group, ahead);
     for (int64_t i = 0; i < count; ++i) {
       const Lowest& low = s.low_in_group[i];
@@ -178,7 +192,7 @@ void scan_groups(const Prepared<T>& p, const Scratch& s, const Block& block, int
       in->second = (lanes & (lanes - 1)) != 0 ? lowest : least(low.first <= lowest ? low.second : low.first);
       in->position = position_in(low, lanes);
     }
-  }
+  });
 }
 
 // Labels of the slots in the list, from D64 of every centroid whose bound is at most the limit.
@@ -288,7 +302,9 @@ void renew_bounds(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int6
   float scores[kMaxGroups];
   memcpy(scores, in.first, sizeof scores);
   const int g = s.own[slot].group;
-  if (label == before && g >= 0 && (scanned >> g & 1) != 0 && p.all.index[in.position] == label) scores[g] = in.second;
+  if (label == before && g >= 0 && (scanned >> g & 1) != 0 && in.position >= 0 && p.all.index[in.position] == label) {
+    scores[g] = in.second;
+  }
   const float square = s.squares[slot] * (1.0f - 2.0f * epsilon_of(r.d));
   // Every step rounds by less than 2^-22 of its operands. In the data's units; where float32 holds none, the bound is
   // 0.
@@ -308,7 +324,23 @@ void renew_bounds(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int6
   *own = bound < *own ? bound : *own;
 }
 
-// Labels of the rows [start, stop) by all centroids; of bounds nothing is known any more.
+// Forget what is known of the other centroids of the rows [start, stop).
+template <class T>
+void forget_bounds(const Rows<T>& r, int64_t start, int64_t stop) {
+  memset(r.bounds + start * kMaxGroups, 0, sizeof(float) * kMaxGroups * size_t(stop - start));
+}
+
+// Labels of all slots by all centroids.
+template <class T>
+void assign_slots(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, Ahead* ahead,
+                  int64_t* counts) {
+  for (int64_t at = 0; at < block.count; ++at) s.list[at] = int32_t(at);
+  fill_list(s, r.d, block.count);
+  find_lowest(p, s, block, block.count, r.d, 0, p.groups.panels, s.low, ahead);
+  decide(r, p, s, block, counts);
+}
+
+// Labels of the rows [start, stop) by all centroids.
 template <class T>
 void assign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t start, int64_t stop,
                   int64_t n_threads, int64_t* counts) {
@@ -316,17 +348,11 @@ void assign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int6
   for (int64_t first = start; first < stop; first += most) {
     Block block = {};
     const int64_t last = first + most < stop ? first + most : stop;
-    for (int64_t row = first; row < last; ++row) {
-      s.list[block.count] = int32_t(block.count);
-      pack_slot(r, p, s, row, kUnknown, Needs{}, &block);
-    }
-    fill_list(s, r.d, block.count);
+    for (int64_t row = first; row < last; ++row) pack_slot(r, p, s, row, kUnknown, Needs{}, &block);
     // The next block of this thread, if the threads keep in step.
     Ahead ahead = r.ahead(last < stop ? last : stop + (n_threads - 1) * (stop - start), most);
-    find_lowest(p, s, block, block.count, r.d, 0, p.groups.panels, s.low, &ahead);
-    decide(r, p, s, block, counts);
+    assign_slots(r, p, s, block, &ahead, counts);
   }
-  if (r.bounds != nullptr) memset(r.bounds + start * kMaxGroups, 0, sizeof(float) * kMaxGroups * size_t(stop - start));
 }
 
 // Labels and bounds of the rows [start, stop) by the centroids that they need.
@@ -354,9 +380,10 @@ void reassign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, in
 }
 
 // Whether bounds pay in this call, by the panels that a sample of the rows would be compared with. Finding that out and
-// keeping the bounds costs a row as much as comparing it with one panel more and 512 elements.
+// keeping the bounds costs a row as much as comparing it with one panel more and 512 elements. `cost` and
+// `cost_in_group` are what comparing costs without bounds and with them, where int16 costs 1.
 template <class T>
-bool bounds_pay(const Rows<T>& r, const Prepared<T>& p, int64_t chunk) {
+bool bounds_pay(const Rows<T>& r, const Prepared<T>& p, int64_t chunk, double cost, double cost_in_group) {
   constexpr int64_t kMost = 512;
   int64_t whole[kMaxGroups], changed[kMaxGroups], all = 0, rows = 0, needed = 0;
   for (int64_t g = 0; g < p.groups.count; ++g) {
@@ -380,7 +407,8 @@ bool bounds_pay(const Rows<T>& r, const Prepared<T>& p, int64_t chunk) {
       ++rows;
     }
   }
-  return needed + rows * (1 + 256 / pairs_of(r.d)) < rows * all;
+  const double kept = double(rows) * (1.0 + 256.0 / double(pairs_of(r.d)));
+  return double(needed) * cost_in_group + kept < double(rows * all) * cost;
 }
 
 }  // namespace

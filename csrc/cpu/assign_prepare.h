@@ -51,6 +51,16 @@ inline int64_t align64(int64_t bytes) { return (bytes + 63) & ~int64_t(63); }
 inline int64_t panels_of(int64_t k) { return (k + kPanel - 1) / kPanel; }
 inline int64_t pairs_of(int64_t d) { return (d + 1) / 2; }
 
+// The wide pass may round to bytes first (assign_bytes.h): four of them to a word, spans of kByteSpan columns to a sum.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr bool kHasBytes = true;
+#else
+constexpr bool kHasBytes = false;  // a multiply-add of bytes has no advantage over VNNI's of int16, or does not exist
+#endif
+constexpr int64_t kByteSpan = 64, kMostOfBytes = 8192;
+inline int64_t quads_of(int64_t d) { return (d + 3) / 4; }
+inline int64_t spans_of(int64_t d) { return (d + kByteSpan - 1) / kByteSpan; }
+
 // One place in 2^23 and the smallest normal number are more than what rounding to float32 can take away.
 inline float round_up(double v) { return float(v + fabs(v) * 0x1p-23 + 0x1p-126); }
 inline float round_down(double v) { return -round_up(-v); }
@@ -70,6 +80,16 @@ struct Packed {
   T* columns;      // wide: [panels][d][kPanel] the centroids themselves, for the recheck
 };
 
+// The same centroids in bytes (assign_bytes.h).
+struct PackedBytes {
+  float* largest;     // [2] of |c~| / unit and |c~ - c'| / unit, rounded up
+  float* unit;        // [positions] c' = unit * its integers
+  float* h;           // [positions] that of the centroid / unit; +inf in the padding
+  float* per;         // [positions] 1 / unit; 0 in the padding
+  int32_t* operands;  // int8 [panels][quads][kPanel][4]
+  int32_t* starts;    // int16 [panels][spans][kPanel][2] what the sums of a span begin with
+};
+
 // The panels of the wide pass: every group begins a new one. With `previous`, as many panels follow for the centroids
 // that changed, group by group as well, without columns.
 struct Groups {
@@ -85,11 +105,13 @@ inline Groups grouped(int64_t k) {
 
 template <class T>
 struct Prepared {
-  Groups groups;      // wide
-  double* scale;      // [1]
-  double* slack;      // [1]
-  T* shift;           // [d] m
-  Packed<T> all;      // distinct finite centroids, in the order of their index
+  Groups groups;  // wide
+  double* scale;  // [1]
+  double* slack;  // [1]
+  T* shift;       // [d] m
+  Packed<T> all;  // distinct finite centroids, in the order of their index
+  bool in_bytes;  // whether they are also there in bytes
+  PackedBytes bytes;
   int32_t* used;      // [panels, and again for the changed] positions in use
   uint32_t* fresh;    // [2] bit g: some centroids of the group changed; fewer panels of them than it has
   float* drift;       // [kMaxGroups] at least how far a centroid of the group moved; in the data's units
@@ -112,9 +134,10 @@ P* take(char* base, int64_t* at, int64_t count) {
   return reinterpret_cast<P*>(here);
 }
 
-// Bytes of the workspace for the narrow or the wide pass; for the latter with room for changed centroids or not.
+// Bytes of the workspace for the narrow or the wide pass; for the latter with room for changed centroids or not, and
+// for those in bytes if there are labels.
 template <class T>
-int64_t layout(int64_t k, int64_t d, bool narrow, bool with_previous, char* base, Prepared<T>* p) {
+int64_t layout(int64_t k, int64_t d, bool narrow, bool with_previous, bool labelled, char* base, Prepared<T>* p) {
   int64_t at = 0;
   p->groups = grouped(k);
   const int64_t panels = narrow ? panels_of(k) : p->groups.panels * (with_previous ? 2 : 1);
@@ -130,6 +153,14 @@ int64_t layout(int64_t k, int64_t d, bool narrow, bool with_previous, char* base
   p->all.norm = take<float>(base, &at, panels * kPanel);
   p->all.unit = take<float>(base, &at, panels * kPanel);
   p->all.operands = take<float>(base, &at, panels * kPanel * (narrow ? d : pairs_of(d)));
+  p->in_bytes = kHasBytes && !narrow && labelled && d <= kMostOfBytes;
+  const int64_t in_bytes = p->in_bytes ? panels * kPanel : 0;
+  p->bytes.largest = take<float>(base, &at, 2);
+  p->bytes.unit = take<float>(base, &at, in_bytes);
+  p->bytes.h = take<float>(base, &at, in_bytes);
+  p->bytes.per = take<float>(base, &at, in_bytes);
+  p->bytes.operands = take<int32_t>(base, &at, in_bytes * quads_of(d));
+  p->bytes.starts = take<int32_t>(base, &at, in_bytes * spans_of(d));
   p->all.columns = take<T>(base, &at, narrow ? 0 : p->groups.panels * kPanel * d);
   p->used = take<int32_t>(base, &at, narrow ? 0 : panels);
   p->fresh = take<uint32_t>(base, &at, 2);
@@ -239,13 +270,54 @@ int64_t find_distinct(const T* c, int64_t k, int64_t d, const Prepared<T>& p, in
   return live;
 }
 
+// Word 0 of position `at` among panels of so many words a position; the next one is kPanel further on.
+inline int32_t* word_at(void* operands, int64_t at, int64_t words) {
+  return static_cast<int32_t*>(operands) + at / kPanel * words * kPanel + at % kPanel;
+}
+
+// Words of a position become those of another, or 0.
+inline void copy_words(void* operands, int64_t from, int64_t to, int64_t words) {
+  const int32_t* old = from < 0 ? nullptr : word_at(operands, from, words);
+  int32_t* own = word_at(operands, to, words);
+  for (int64_t i = 0; i < words; ++i) own[i * kPanel] = from < 0 ? 0 : old[i * kPanel];
+}
+
 template <class T>
-void pack_padding(const Packed<T>& p, int64_t at, int64_t d) {
+void copy_operands(const Prepared<T>& prepared, int64_t from, int64_t to, int64_t d) {
+  copy_words(prepared.all.operands, from, to, pairs_of(d));
+  if (!prepared.in_bytes) return;
+  copy_words(prepared.bytes.operands, from, to, quads_of(d));
+  copy_words(prepared.bytes.starts, from, to, spans_of(d));
+}
+
+template <class T>
+void pack_padding(const Prepared<T>& prepared, int64_t at, int64_t d) {
+  const Packed<T>& p = prepared.all;
   p.index[at] = -1;
   p.h[at] = INFINITY;
   p.a[at] = p.b[at] = p.norm[at] = p.unit[at] = 0.0f;
-  int32_t* pair = static_cast<int32_t*>(p.operands) + (at / kPanel) * pairs_of(d) * kPanel + at % kPanel;
-  for (int64_t i = 0; i < pairs_of(d); ++i) pair[i * kPanel] = 0;
+  if (prepared.in_bytes) {
+    prepared.bytes.h[at] = INFINITY;
+    prepared.bytes.unit[at] = prepared.bytes.per[at] = 0.0f;
+  }
+  copy_operands(prepared, -1, at, d);
+}
+
+template <class T>
+void copy_position(const Prepared<T>& prepared, int64_t from, int64_t to, int64_t d) {
+  const Packed<T>& p = prepared.all;
+  p.index[to] = p.index[from];
+  p.h[to] = p.h[from];
+  p.a[to] = p.a[from];
+  p.b[to] = p.b[from];
+  p.norm[to] = p.norm[from];
+  p.unit[to] = p.unit[from];
+  if (prepared.in_bytes) {
+    prepared.bytes.h[to] = prepared.bytes.h[from];
+    prepared.bytes.unit[to] = prepared.bytes.unit[from];
+    prepared.bytes.per[to] = prepared.bytes.per[from];
+  }
+  copy_operands(prepared, from, to, d);
 }
 
 // What the common limits of all rows need.
@@ -258,20 +330,6 @@ void set_largest(const Packed<T>& p) {
     largest[2] = fmaxf(largest[2], p.norm[at]);
   }
   memcpy(p.largest, largest, sizeof largest);
-}
-
-template <class T>
-void copy_position(const Packed<T>& p, int64_t from, int64_t to, int64_t d) {
-  p.index[to] = p.index[from];
-  p.h[to] = p.h[from];
-  p.a[to] = p.a[from];
-  p.b[to] = p.b[from];
-  p.norm[to] = p.norm[from];
-  p.unit[to] = p.unit[from];
-  const int64_t pairs = pairs_of(d);
-  const int32_t* pair = static_cast<int32_t*>(p.operands) + (from / kPanel) * pairs * kPanel + from % kPanel;
-  int32_t* copy = static_cast<int32_t*>(p.operands) + (to / kPanel) * pairs * kPanel + to % kPanel;
-  for (int64_t i = 0; i < pairs; ++i) copy[i * kPanel] = pair[i * kPanel];
 }
 
 // D64 from x to the kPanel centroids of one panel of columns, a lane each.

@@ -1,4 +1,5 @@
-// The pass of assign for many columns: centroids in the lanes, products of int16 summed in int32.
+// The pass of assign for many columns: centroids in the lanes, products of int16 summed in int32. (assign_bytes.h
+// replaces the int16 for rows of which much is known.)
 //
 // A multiply-add of int16 does twice (with VNNI; without, 1.75 times) the elements per cycle of float32, and its sums
 // are exact. Rows and centroids are rounded to integers, each with a unit of its own, x' = inverse * q and c' = unit *
@@ -90,7 +91,7 @@ struct Lowest {
 // the lowest.
 struct InGroups {
   float first[kMaxGroups], second;
-  int64_t position;
+  int64_t position;  // in bytes, -1: `first` leaves out the own centroid
 };
 
 // What is known of a row's own centroid: bounds of |x~ - c~|^2, of the score, and whether it surely did not
@@ -108,9 +109,20 @@ struct Needs {
   uint8_t whole, changed;
 };
 
+// What a row in bytes is compared by (assign_bytes.h), and what was found.
+constexpr int kRivals = 32;
+struct InBytes {
+  float per, limit, least;
+};
+struct Rivals {
+  int64_t count;  // more than kRivals: some are missing
+  int32_t position[kRivals];
+  float low[kRivals];
+};
+
 // A thread's share: packed rows in slots, the last of them of zeros, to fill up tiles.
 struct Scratch {
-  int16_t* rows;         // [slots][2 pairs] q
+  int16_t* rows;         // [slots][2 pairs] q; in bytes the first half is used
   float* norms;          // [slots] |x~| rounded up
   float* inverses;       // [slots] x' = inverse * q
   float* squares;        // [slots] |x~|^2 up to epsilon
@@ -123,6 +135,9 @@ struct Scratch {
   Lowest* low;           // [slots]
   Lowest* low_in_group;  // [slots]
   int32_t* list;         // [slots] those that a scan compares
+  InBytes* in_bytes;     // [slots]
+  Rivals* rivals;        // [slots]
+  int64_t* left;         // [2 slots] rows that bytes leave to int16
 };
 
 inline int64_t block_rows(int64_t d) {
@@ -146,6 +161,9 @@ inline int64_t wide_scratch(int64_t d, char* base, Scratch* s) {
   s->low = take<Lowest>(base, &at, slots);
   s->low_in_group = take<Lowest>(base, &at, slots);
   s->list = take<int32_t>(base, &at, slots);
+  s->in_bytes = take<InBytes>(base, &at, kHasBytes ? slots : 0);
+  s->rivals = take<Rivals>(base, &at, kHasBytes ? slots : 0);
+  s->left = take<int64_t>(base, &at, kHasBytes ? 2 * slots : 0);
   if (base != nullptr) {
     memset(s->rows + (slots - 1) * 2 * pairs_of(d), 0, size_t(4 * pairs_of(d)));
     s->norms[slots - 1] = s->inverses[slots - 1] = 0.0f;

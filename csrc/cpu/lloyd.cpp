@@ -69,7 +69,7 @@ inline int64_t blocks_of(int64_t n) { return (n + kNarrowBlock - 1) / kNarrowBlo
 
 template <class T>
 int64_t work_layout(int64_t n, int64_t d, int64_t k, int64_t n_words, bool weighted, char* base, Work<T>* w) {
-  int64_t at = layout(k, d, true, false, base, &w->p);
+  int64_t at = layout(k, d, true, false, false, base, &w->p);
   w->columns = take<float>(base, &at, blocks_of(n) * d * kNarrowBlock);
   w->norms = take<float>(base, &at, blocks_of(n) * kNarrowBlock);
   w->elements = take<double>(base, &at, d * kGroupRows);

@@ -244,5 +244,31 @@ static inline Ints add_products(Ints acc, Ints a, Ints b) {
 #endif
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// ---- products of bytes summed in int16 -----------------------------------------------------------------------------
+
+// 4 x kFloats integers from -128 to 127, with 128 added.
+static inline void store_offset_bytes(uint8_t* p, const Ints v[4]) {
+  const __m256i low = _mm256_packs_epi32((__m256i)v[0], (__m256i)v[1]),
+                high = _mm256_packs_epi32((__m256i)v[2], (__m256i)v[3]);
+  // Each half of the register holds four of every vector in turn.
+  const __m256i packed =
+      _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_xor_si256(packed, _mm256_set1_epi8(-128)));
+}
+
+// acc + the sum of the products of two neighbours, unsigned by signed, in every int16.
+static inline Ints add_byte_products(Ints acc, Ints unsigned_bytes, Ints signed_bytes) {
+  return (Ints)_mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)unsigned_bytes, (__m256i)signed_bytes));
+}
+
+// acc + the sum of both int16 in every lane.
+static inline Ints add_neighbours(Ints acc, Ints shorts) {
+  return acc + (Ints)_mm256_madd_epi16((__m256i)shorts, _mm256_set1_epi16(1));
+}
+
+static inline bool any(Ints v) { return _mm256_testz_si256((__m256i)v, (__m256i)v) == 0; }
+#endif
+
 }  // namespace DCFAST_ISA
 }  // namespace dcfast

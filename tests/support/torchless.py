@@ -34,11 +34,11 @@ class Memory:
 def assign(ops, x, d, centroids, previous=None, labels=None):
     """Labels of the rows; with `previous`, found from those for these centroids."""
     before = None if labels is None else array("q", labels)
-    labels, sizes, counts = array("q", [0] * N), array("q", [0, 0]), array("q", [0, 0])
-    ops.assign_workspace(0, K, d, previous is not None, at(sizes))
+    labels, sizes, counts = array("q", [0] * N), array("q", [0, 0]), array("q", [0, 0, 0])
+    ops.assign_workspace(0, K, d, previous is not None, before is not None, at(sizes))
     ops.assign_scratch(0, d, at(sizes) + 8)
     workspace, scratch = Memory(sizes[0]), Memory(sizes[1])
-    ops.assign_prepare(0, at(centroids), K, d, at(previous), workspace.address, 1)
+    ops.assign_prepare(0, at(centroids), K, d, at(previous), before is not None, workspace.address, 1)
     memory = workspace.address, scratch.address
     ops.assign(0, at(x), d, N, d, at(centroids), K, at(previous), *memory, at(before), at(labels), at(counts), 1)
     return labels.tolist()

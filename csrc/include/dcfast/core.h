@@ -23,12 +23,13 @@ enum dcfast_dtype {
 
 // ---- assign: labels of the nearest centroids --------------------------------------------------------------
 // Bytes of the workspace that assign_prepare fills from k centroids of d elements, with those of an earlier call beside
-// them or not.
-typedef int dcfast_cpu_assign_workspace_fn(int dtype, int64_t k, int64_t d, bool with_previous, int64_t* bytes);
+// them or not; labelled says whether the rows have labels (before) by now.
+typedef int dcfast_cpu_assign_workspace_fn(int dtype, int64_t k, int64_t d, bool with_previous, bool labelled,
+                                           int64_t* bytes);
 // Shift, scale, deduplicate and pack the centroids (k x d, rows contiguous) into the workspace (64-byte aligned);
 // previous (k x d) may be null.
 typedef int dcfast_cpu_assign_prepare_fn(int dtype, const void* centroids, int64_t k, int64_t d, const void* previous,
-                                         void* workspace, int n_threads);
+                                         bool labelled, void* workspace, int n_threads);
 // Labels of n rows of x. With previous, before holds those for its centroids, or -1, and bounds what is known of the
 // other centroids and will be (n x groups of the wide pass, see dcfast/ops/assign/__init__.py). scratch holds n_threads
 // * scratch_bytes(d) bytes. counts[0] and counts[1] gain the number of rows that needed a recheck and of those that

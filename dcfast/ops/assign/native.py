@@ -88,13 +88,13 @@ def _assign(
     old = 0 if previous is None else previous.data_ptr()
     dtype = _DTYPES[wide]
     sizes = torch.zeros(2, dtype=torch.int64)
-    core.assign_workspace(dtype, k, d, previous is not None, sizes[0:].data_ptr())
+    core.assign_workspace(dtype, k, d, previous is not None, before is not None, sizes[0:].data_ptr())
     core.assign_scratch(dtype, d, sizes[1:].data_ptr())
     workspace_bytes, scratch_bytes = sizes.tolist()
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8)
     scratch = torch.empty(scratch_bytes * n_threads, dtype=torch.uint8)
     counts = torch.zeros(3, dtype=torch.int64)
-    core.assign_prepare(dtype, centroids.data_ptr(), k, d, old, workspace.data_ptr(), n_threads)
+    core.assign_prepare(dtype, centroids.data_ptr(), k, d, old, before is not None, workspace.data_ptr(), n_threads)
     for start, stop in _native.slices(n, 2.0 * k * d, _BLOCK_ROWS * n_threads):
         rows = x[start:stop].to(wide)
         if rows.stride(-1) != 1:
