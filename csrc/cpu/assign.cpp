@@ -238,7 +238,9 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
       const int64_t start = block * rows, stop = r.n - start < rows ? r.n : start + rows;
       if (narrow) {
         transpose(r.row(start), r.stride, stop - start, r.d, p, slim);
-        assign_columns(r.row(start), r.stride, stop - start, r.d, r.centroids, p, slim, r.labels + start, own);
+        // The next block of this thread, if the threads keep in step.
+        const Ahead ahead = r.ahead(stop + (n_threads - 1) * rows, rows);
+        assign_columns(r.row(start), r.stride, stop - start, r.d, r.centroids, p, slim, ahead, r.labels + start, own);
       } else {
         const bool with_bounds = plan.with_bounds || (known && block % kSample == 0);
         assign_part(r, p, wide, start, stop, with_bounds, plan, n_threads, own);

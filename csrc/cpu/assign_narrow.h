@@ -107,14 +107,17 @@ void transpose(const T* x, int64_t row_stride, int64_t n, int64_t d, const Prepa
     }
     for (int64_t row = n; row < padded; ++row) column[row] = 0.0f;
   }
-  for (int64_t row = 0; row < padded; ++row) s.norms[row] = 0.0f;
-  for (i = 0; i < d; ++i) {
-    const float* column = s.columns + i * kNarrowBlock;
-    for (int64_t row = 0; row < padded; ++row) s.norms[row] += column[row] * column[row];
+  for (int64_t row = 0; row < padded; row += kFloats) {
+    Floats squares = {};
+    for (i = 0; i < d; ++i) {
+      const Floats v = load(s.columns + i * kNarrowBlock + row);
+      squares = fmadd(v, v, squares);
+    }
+    store(s.norms + row, squares);
   }
   const float up = 1.0f + float(d + 8) * 0x1p-23f, floor = sqrtf(float(d)) * 0x1p-74f;
   for (int64_t row = 0; row < padded; ++row) {
-    float norm = sqrtf(s.norms[row]) * up + floor;
+    const float norm = sqrtf(s.norms[row]) * up + floor;
     s.norms[row] = norm < kHugeRow ? norm : INFINITY;
   }
 }
@@ -271,7 +274,8 @@ int64_t nearest_of_all(const T* x, const Packed<T>& p, int64_t d, const T* centr
 // Labels of the n rows that `transpose` left in s.
 template <class T>
 void assign_columns(const T* x, int64_t row_stride, int64_t n, int64_t d, const T* centroids,
-                    const Prepared<T>& prepared, const NarrowScratch& s, int64_t* labels, int64_t* counts) {
+                    const Prepared<T>& prepared, const NarrowScratch& s, Ahead ahead, int64_t* labels,
+                    int64_t* counts) {
   const Packed<T>& p = prepared.all;
   const double rho = double(d + 4) * 0x1p-53;
   const CommonLimit common = {broadcast(p.largest[0]), broadcast(p.largest[1]), broadcast(p.largest[2]),
@@ -281,6 +285,7 @@ void assign_columns(const T* x, int64_t row_stride, int64_t n, int64_t d, const 
     LowestRow low[kGroup];
     const float* columns = s.columns + start;
     for (int v = 0; v < kGroup; ++v) norm[v] = load(s.norms + start + v * kFloats);
+    ahead.step(kGroupRows * d * int64_t(sizeof(T)));
     narrow_scan(p, columns, d, norm, low);
     float limit[kGroupRows];
     int64_t open = 0;

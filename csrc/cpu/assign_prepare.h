@@ -350,6 +350,14 @@ void distance_panel(const T* x, const T* panel, int64_t d, double* out) {
   for (int v = 0; v < kVectors; ++v) store(out + v * kDoubles, acc[v]);
 }
 
+// Fetches the rows that a thread is likely to need next into L2 while it computes, a share per tile.
+struct Ahead {
+  const char *at, *end;
+  void step(int64_t bytes) {
+    for (const char* stop = end - at < bytes ? end : at + bytes; at < stop; at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
+
 // A row's nearest centroid so far, in D64, the lowest index on ties.
 struct Nearest {
   double distance;

@@ -344,14 +344,6 @@ inline void merge(Lowest* into, const Lowest& other) {
   into->first = minimum(into->first, other.first);
 }
 
-// Fetches the rows that a thread is likely to need next into L2 while it computes, a share per tile.
-struct Ahead {
-  const char *at, *end;
-  void step(int64_t bytes) {
-    for (const char* stop = end - at < bytes ? end : at + bytes; at < stop; at += 64) __builtin_prefetch(at, 0, 2);
-  }
-};
-
 // Compare the slots list[0, count) with the panels [first, last) and hand the bounds of every tile to
 // take(index in the list, bounds of the left vector, of the right one, its first position; whether there is a right
 // one).
