@@ -36,6 +36,7 @@ NARROW = "csrc/cpu/assign_narrow.h"
 WIDE = "csrc/cpu/assign_wide.h"
 BLOCK = "csrc/cpu/assign_block.h"
 BYTES = "csrc/cpu/assign_bytes.h"
+FEW = "csrc/cpu/assign_few.h"
 ACCUMULATE = "csrc/cpu/accumulate.cpp"
 ROWS = "csrc/cpu/rows.h"
 D64 = "csrc/cpu/d64.h"
@@ -143,6 +144,13 @@ FAULTS = [
         "*own = bound < *own ? bound : *own;",
         "*own = bound < 0.0f ? bound : *own;",
         "tests/test_assign.py -k reassign",
+    ),
+    Fault(
+        "rounding of squares left out",
+        FEW,
+        "epsilon = double(epsilon_of(r.d)) + 0x1p-30",
+        "epsilon = 0x1p-30",
+        "tests/test_assign.py -k order_of_addition",
     ),
     Fault("neighbours saturate", BYTES, "neighbours / 126.9", "neighbours / 250.0", "tests/test_assign.py -k bytes"),
     Fault("sums wrap around", BYTES, "kLength = 178.0f", "kLength = 400.0f", "tests/test_assign.py -k bytes"),

@@ -7,7 +7,7 @@ from dcfast import ops
 from dcfast.ops import _native
 from dcfast.ops.assign import group_size
 
-SHAPES = [(1, 1, 1), (5, 3, 2), (100, 7, 33), (257, 64, 100), (300, 300, 50), (97, 513, 17), (13, 1, 40)]
+SHAPES = [(1, 1, 1), (5, 3, 2), (100, 7, 33), (257, 64, 100), (300, 300, 50), (97, 513, 17), (13, 1, 40), (211, 71, 7)]
 KINDS = ["normal", "lattice", "holes", "huge", "tiny", "duplicates", "offset", "mixed", "nonfinite"]
 
 
@@ -87,19 +87,20 @@ def test_near_ties_in_the_last_bit(d):
 
 @pytest.mark.parametrize("isa", _native._C.isas)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_order_of_addition_decides(monkeypatch, isa, dtype):
+@pytest.mark.parametrize("k", [4, 12])
+def test_the_order_of_addition_decides(monkeypatch, isa, k, dtype):
     # The same terms in another order: equal distances but for the rounding of their sums.
     monkeypatch.setenv("DCFAST_ISA", isa)
     generator = torch.Generator().manual_seed(0)
     x, labels = torch.zeros(1, 301, dtype=dtype), set()
     for _ in range(50):
         terms = torch.randn(301, generator=generator, dtype=dtype)
-        c = torch.stack([terms[torch.randperm(301, generator=generator)] for _ in range(4)])
+        c = torch.stack([terms[torch.randperm(301, generator=generator)] for _ in range(k)])
         expected = reference(x, c)
         labels.add(int(expected))
         with ops.backend("native"):
             assert torch.equal(ops.assign(x, c), expected)
-    assert labels == {0, 1, 2, 3}
+    assert len(labels) >= 4
 
 
 @pytest.mark.parametrize("d", [16, 64, 300])

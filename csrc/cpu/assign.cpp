@@ -8,6 +8,7 @@
 
 #include "assign_block.h"
 #include "assign_bytes.h"
+#include "assign_few.h"
 #include "assign_narrow.h"
 #include "assign_prepare.h"
 #include "dtype.h"
@@ -167,12 +168,14 @@ void prepare(const T* c, int64_t k, int64_t d, const T* previous, bool labelled,
 
 // How the wide pass goes over the rows of a call.
 struct Plan {
+  bool few;
   bool with_bounds;
   bool in_bytes[2];  // without bounds, with them
 };
 
 template <class T>
 Plan plan_wide(const Rows<T>& r, const Prepared<T>& p, int64_t chunk, char* scratch) {
+  if (are_few(p, r.d)) return Plan{true, false, {false, false}};
   double rivals = INFINITY;
   if constexpr (kHasBytes) {
     Scratch s = {};
@@ -183,7 +186,7 @@ Plan plan_wide(const Rows<T>& r, const Prepared<T>& p, int64_t chunk, char* scra
   const double in_group = rivals * double(p.groups.count);
   const auto cost = [](double of_rivals) { return of_rivals < 1.0 ? 0.5 * (1.0 + of_rivals) : 1.0; };
   const bool with_bounds = r.previous != nullptr && bounds_pay(r, p, chunk, cost(rivals), cost(in_group));
-  return Plan{with_bounds, {rivals < 1.0, in_group < 1.0}};
+  return Plan{false, with_bounds, {rivals < 1.0, in_group < 1.0}};
 }
 
 // The wide pass over the rows [start, stop).
@@ -191,6 +194,7 @@ template <class T>
 void assign_part(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t start, int64_t stop,
                  bool with_bounds, const Plan& plan, int64_t n_threads, int64_t* counts) {
   if (!with_bounds && r.bounds != nullptr) forget_bounds(r, start, stop);
+  if (plan.few) return assign_few(r, p, start, stop, counts);
   if constexpr (kHasBytes) {
     if (with_bounds && plan.in_bytes[1]) return reassign_block_in_bytes(r, p, s, start, stop, counts);
     if (!with_bounds && plan.in_bytes[0]) return assign_block_in_bytes(r, p, s, start, stop, n_threads, counts);
@@ -242,7 +246,7 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
         const Ahead ahead = r.ahead(stop + (n_threads - 1) * rows, rows);
         assign_columns(r.row(start), r.stride, stop - start, r.d, r.centroids, p, slim, ahead, r.labels + start, own);
       } else {
-        const bool with_bounds = plan.with_bounds || (known && block % kSample == 0);
+        const bool with_bounds = plan.with_bounds || (known && !plan.few && block % kSample == 0);
         assign_part(r, p, wide, start, stop, with_bounds, plan, n_threads, own);
       }
       for (int64_t row = start; r.before != nullptr && row < stop; ++row) moved += r.labels[row] != r.before[row];
