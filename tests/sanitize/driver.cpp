@@ -22,7 +22,7 @@ struct Shape {
 
 // Few columns and many, one centroid and many, fewer rows than a block and several blocks.
 const Shape kShapes[] = {{1, 1, 1, false},      {700, 3, 40, false},  {700, 16, 40, true}, {900, 24, 70, false},
-                         {2500, 40, 130, true}, {300, 513, 9, false}, {3000, 2, 5, true}};
+                         {2500, 40, 130, true}, {300, 513, 9, false}, {3000, 2, 5, true},  {1200, 70, 400, false}};
 
 template <class T>
 constexpr int kType = sizeof(T) == 4 ? DCFAST_FLOAT32 : DCFAST_FLOAT64;
