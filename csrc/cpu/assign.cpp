@@ -1,6 +1,7 @@
 // Labels of the nearest centroids: a pass whose error is bounded per score, and a recheck in double of the rows that
 // the bound cannot decide. See dcfast/ops/assign/__init__.py for the definition of a label, assign_prepare.h for the
-// bound, assign_narrow.h and assign_wide.h for the two passes, assign_block.h for what the wide one leaves out.
+// bound, assign_narrow.h and assign_wide.h for the two passes, assign_block.h for what the wide one leaves out,
+// assign_bytes.h for its faster form where labels are known, and assign_few.h for a few centroids.
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
