@@ -242,11 +242,16 @@ def _said_elsewhere() -> Iterator[None]:
 @contextmanager
 def _clean_errors(interrupted: Callable[[KeyboardInterrupt], str]) -> Iterator[None]:
     """Turn warnings and what a user can put right into one line each, and Ctrl-C into how to go on."""
-    signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         with warnings.catch_warnings(), _said_elsewhere():
             warnings.showwarning = _show_warning
-            yield
+            try:
+                yield
+            finally:
+                # What comes from here on only tells why the process ends. One that has lost another of its run learns
+                # it twice, from the connection and from torchrun, and the second must not cut the word on the first.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") != "0" and not isinstance(stop, _Terminated):
             raise typer.Exit(130) from None  # the first process has it from the terminal too, and says so
@@ -264,6 +269,8 @@ def _clean_errors(interrupted: Callable[[KeyboardInterrupt], str]) -> Iterator[N
         _fail(str(error))
     except (OSError, MemoryError) as error:
         _fail(str(error) or "out of memory", 1)
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def main() -> None:

@@ -128,6 +128,25 @@ def test_memory_and_disk_that_do_not_suffice_are_told_in_one_line(dcfast, tmp_pa
     assert (done.exit_code, done.stderr.strip()) == (1, f"error: {error}")
 
 
+def test_being_asked_to_end_does_not_cut_short_what_an_error_says(dcfast, tmp_path, monkeypatch):
+    class Cut(OSError):
+        def __str__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return "another process of the run has ended"
+
+    def fail(*_):
+        raise Cut
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        monkeypatch.setattr("dcfast.deepcluster.trainer.Trainer.fit", fail)
+        done = dcfast("train", "digits", "--output", tmp_path / "run", *OPTIONS)
+        assert (done.exit_code, done.stderr.strip()) == (1, "error: another process of the run has ended")
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_unreadable_images_are_named_on_one_line_each(dcfast, tmp_path):
     from PIL import Image
 
