@@ -27,6 +27,7 @@ from dcfast.deepcluster.data import check_images, open_source
 from dcfast.deepcluster.models import SmallConvNet, build_top_layer
 from dcfast.deepcluster.progress import Display, shares
 from dcfast.deepcluster.stages import cluster_features, extract_features, train_epoch
+from dcfast.nn import SobelConv2d, WinogradConv2d
 
 FOLDER = os.environ.get("DCFAST_IMAGES")
 # Noise is enough for 20 clusters of 40, the least that faiss asks for.
@@ -61,6 +62,15 @@ class EagerSobelConv(nn.Module):
         grey = ((images.float() / 255 - self.mean) / self.std).mean(1, keepdim=True)
         edges = nn.functional.conv2d(grey, self.sobel, padding=1)
         return nn.functional.conv2d(edges, self.weight, self.bias, padding=self.padding)
+
+
+def eager_conv(layer):
+    """The layer by torch's own convolution."""
+    if isinstance(layer, SobelConv2d):
+        return EagerSobelConv(layer)
+    conv = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, padding=layer.padding)
+    conv.load_state_dict(layer.state_dict())
+    return conv.to(memory_format=torch.channels_last)
 
 
 class Clock:
@@ -119,7 +129,9 @@ def test_epoch(compare, balance, tmp_path):
 
     def eager():
         model, top = network()
-        model.features[0] = EagerSobelConv(model.features[0])
+        for at, layer in enumerate(model.features):
+            if isinstance(layer, SobelConv2d | WinogradConv2d):
+                model.features[at] = eager_conv(layer)
         model.eval()
         # Its modules one by one; `forward` would fuse some of them.
         network_of = nn.Sequential(model.features, nn.Flatten(), model.classifier)

@@ -10,7 +10,7 @@ import torch
 
 from dcfast import ops
 
-__all__ = ["InverseSizeCrossEntropy", "InverseSizeLinearCrossEntropy", "SobelConv2d"]
+__all__ = ["InverseSizeCrossEntropy", "InverseSizeLinearCrossEntropy", "SobelConv2d", "WinogradConv2d"]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -232,6 +232,46 @@ class SobelConv2d(torch.nn.Module):
         if self.padding != (0, 0):
             text += f", padding={self.padding}"
         return text if self.bias is not None else f"{text}, bias=False"
+
+
+class WinogradConv2d(torch.nn.Conv2d):
+    """A 3x3 convolution with stride 1 and padding 1, on the CPU by `dcfast.ops.winograd_conv2d`.
+
+    `torch.nn.Conv2d` in its parameters and state_dict, and in its results within rounding. On a GPU, under autocast and
+    in dtypes that the op does not know it is torch's own.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    bias : bool
+        Whether each filter adds a learnt constant.
+    device, dtype
+        Of the parameters.
+
+    Examples
+    --------
+    >>> layer = WinogradConv2d(16, 32)
+    >>> layer(torch.zeros(1, 16, 8, 8)).shape
+    torch.Size([1, 32, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
+        kind = input.device.type
+        known = self.weight.dtype in (torch.float32, torch.float64) and input.dim() == 4
+        if kind == "cpu" and known and not torch.is_autocast_enabled(kind):
+            return ops.winograd_conv2d(input, self.weight, self.bias)
+        return super().forward(input)
 
 
 def _pair(value: int | Sequence[int], name: str, least: int) -> tuple[int, int]:

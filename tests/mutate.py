@@ -46,6 +46,7 @@ CSR_ASSIGN = "csrc/cpu/csr_assign.h"
 SPLIT = "csrc/cpu/split_empty.h"
 LLOYD = "csrc/cpu/lloyd.cpp"
 POOL = "csrc/cpu/batch_norm_relu_pool.cpp"
+WINOGRAD = "csrc/cpu/winograd_conv2d.cpp"
 CUDA_ASSIGN = "csrc/cuda/assign.cuh"
 CUDA_ROWS = "csrc/cuda/assign_prepare.cu"
 CUDA_RECHECK = "csrc/cuda/assign_recheck.cu"
@@ -473,6 +474,41 @@ FAULTS = [
         "once ? share : V::load(to) + share",
         "share",
         "tests/test_batch_norm_relu_pool.py",
+    ),
+    Fault(
+        "winograd: part of a tile written over its neighbours",
+        WINOGRAD,
+        "if (j >= wide) continue;",
+        "",
+        "tests/test_winograd_conv2d.py",
+    ),
+    Fault(
+        "winograd: a coefficient in another place",
+        WINOGRAD,
+        "fmadd(minus_sum, d[3], d[5])",
+        "fmadd(minus_sum, d[3], d[4])",
+        "tests/test_winograd_conv2d.py",
+    ),
+    Fault(
+        "winograd: the last chunk works on what the one before left",
+        WINOGRAD,
+        "products<T, true>(z.in_channels, last - first,",
+        "products<T, true>(z.in_channels, z.chunk,",
+        "tests/test_winograd_conv2d.py",
+    ),
+    Fault(
+        "winograd: the usual points, of three times the error",
+        WINOGRAD,
+        "kA = 0.625, kB = 1.5",
+        "kA = 1.0, kB = 2.0",
+        "tests/test_winograd_conv2d.py",
+    ),
+    Fault(
+        "winograd: filters not turned round for the gradient",
+        "dcfast/ops/winograd_conv2d/__init__.py",
+        "weight.flip(2, 3).transpose(0, 1)",
+        "weight.transpose(0, 1)",
+        "tests/test_winograd_conv2d.py",
     ),
 ]
 

@@ -21,7 +21,7 @@ from dcfast.ops import _native, _registry
 ROOT = native_objects.ROOT
 SITE = Path(sysconfig.get_path("platlib"))
 # The ops outside the promise of equal bits: they may fuse a multiplication with an addition in double.
-FLOAT_OPS = {"sobel_conv2d", "weighted_cross_entropy"}
+FLOAT_OPS = {"sobel_conv2d", "weighted_cross_entropy", "winograd_conv2d"}
 
 x86 = pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="not an x86-64 processor")
 

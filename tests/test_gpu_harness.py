@@ -52,7 +52,7 @@ def test_every_op_is_driven():
     # These draw on the CPU whatever the device, or are made of others; sparse rows reach a GPU as dense blocks, and
     # there torch normalises.
     aside = {"draw_rows", "kmeans_plusplus_batch", "weighted_cross_entropy_with_gradient"}
-    aside |= {name for name in every_op._registry.ops if name.startswith(("csr_", "batch_norm_"))}
+    aside |= {name for name in every_op._registry.ops if name.startswith(("csr_", "batch_norm_", "winograd_"))}
     assert every_op.drive(CPU)["native"] >= set(every_op._registry.ops) - aside
 
 

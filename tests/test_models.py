@@ -38,7 +38,7 @@ def test_alexnet_is_the_published_one():
     assert [type(m).__name__ for m in model.features] == (
         ["SobelConv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
         + ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
-        + ["Conv2d", "BatchNorm2d", "ReLU"] * 3
+        + ["WinogradConv2d", "BatchNorm2d", "ReLU"] * 3
         + ["MaxPool2d"]
     )
     assert all(m.kernel_size == 3 and m.stride == 2 for m in model.features if isinstance(m, nn.MaxPool2d))

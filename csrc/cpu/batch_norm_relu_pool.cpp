@@ -160,10 +160,10 @@ template <class T>
 void moments(const Sizes& z, const T* x, const T* pivot, T* scratch, double* partial, double* totals, int64_t start,
              int64_t stop, int n_threads) {
   const int64_t size = z.width * z.channels;
-  on_threads(n_threads, [&](int64_t thread, int64_t threads) {
+  Turns turns(start, stop);
+  on_threads(n_threads, [&](int64_t thread, int64_t) {
     T* band = scratch + thread * scratch_elements(z);
-    const Part part(stop - start, thread, threads);
-    for (int64_t image = start + part.first; image < start + part.last; ++image) {
+    for (int64_t image; turns.take(&image);) {
       double* sums = partial + image * 2 * z.channels;
       memset(sums, 0, size_t(16 * z.channels));
       for (int64_t first = 0; first < z.height; first += z.band) {
@@ -220,10 +220,10 @@ template <class T, class Work>
 void over_windows(const Sizes& z, const T* x, T* scratch, int64_t start, int64_t stop, int n_threads,
                   const Work& work) {
   const int64_t size = z.width * z.channels, most = (z.band - z.kernel) / z.stride + 1;
-  on_threads(n_threads, [&](int64_t thread, int64_t threads) {
+  Turns turns(start, stop);
+  on_threads(n_threads, [&](int64_t thread, int64_t) {
     T* band = scratch + thread * scratch_elements(z);
-    const Part part(stop - start, thread, threads);
-    for (int64_t image = start + part.first; image < start + part.last; ++image) {
+    for (int64_t image; turns.take(&image);) {
       for (int64_t first = 0; first < z.out_h; first += most) {
         const int64_t count = z.out_h - first < most ? z.out_h - first : most;
         const T* rows =
@@ -322,10 +322,10 @@ void backward(const Sizes& z, const T* grad, const uint8_t* taken, const T* x, c
               T* scratch, T* out, int64_t start, int64_t stop, int n_threads) {
   const T *by_gradient = factors, *constant = factors + z.channels, *by_x = factors + 2 * z.channels;
   const int64_t size = z.width * z.channels;
-  on_threads(n_threads, [&](int64_t thread, int64_t threads) {
+  Turns turns(start, stop);
+  on_threads(n_threads, [&](int64_t thread, int64_t) {
     T *band = scratch + thread * scratch_elements(z), *other = band + z.band * size, *gradient = other + z.band * size;
-    const Part part(stop - start, thread, threads);
-    for (int64_t image = start + part.first; image < start + part.last; ++image) {
+    for (int64_t image; turns.take(&image);) {
       const int64_t pooled = image * z.out_h * z.out_w * z.channels;
       T* own = out + image * z.height * size;
       for (int64_t first = 0; first < z.height; first += z.band) {

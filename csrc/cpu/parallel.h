@@ -17,6 +17,21 @@ struct Part {
   Part(int64_t n, int64_t index, int64_t count) : first(n * index / count), last(n * (index + 1) / count) {}
 };
 
+// Pieces of work that threads take as they get to them, where it does not matter who does which: one that another
+// process holds up leaves its share to the others.
+class Turns {
+ public:
+  Turns(int64_t start, int64_t stop) : next_(start), stop_(stop) {}
+  bool take(int64_t* piece) {
+    *piece = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED);
+    return *piece < stop_;
+  }
+
+ private:
+  int64_t next_;
+  const int64_t stop_;
+};
+
 // work(thread, threads) on up to n_threads threads.
 template <class Work>
 void on_threads(int n_threads, const Work& work) {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dcfast import ops
-from dcfast.nn import SobelConv2d
+from dcfast.nn import SobelConv2d, WinogradConv2d
 
 __all__ = [
     "VGG16",
@@ -311,7 +311,7 @@ class _Residual(nn.Module):
             shapes = [(channels, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1)]
         self.depth = len(shapes)
         for number, (inner, outer, kernel, step) in enumerate(shapes, 1):
-            conv = nn.Conv2d(inner, outer, kernel, step, kernel // 2, bias=False)
+            conv = _conv(inner, outer, kernel, step, kernel // 2, bias=False)
             self.add_module(f"conv{number}", conv)
             self.add_module(f"bn{number}", nn.BatchNorm2d(outer))
         self.downsample: nn.Sequential | None = None
@@ -449,6 +449,12 @@ class _Pool:
         self.kernel, self.stride, self.padding = kernel, stride, 0
 
 
+def _conv(inner: int, outer: int, kernel: int, stride: int, padding: int, bias: bool = True) -> nn.Conv2d:
+    if (kernel, stride, padding) == (3, 1, 1):
+        return WinogradConv2d(inner, outer, bias)
+    return nn.Conv2d(inner, outer, kernel, stride, padding, bias=bias)
+
+
 def _stack(arch: str, plan: Sequence[_Conv | _Pool], image_size: int, sobel: bool) -> tuple[nn.Sequential, int]:
     """Build the convolution blocks, and count the values that they leave per image."""
     layers: list[nn.Module] = []
@@ -462,7 +468,7 @@ def _stack(arch: str, plan: Sequence[_Conv | _Pool], image_size: int, sobel: boo
             continue
         conv: nn.Module
         if channels:
-            conv = nn.Conv2d(channels, step.channels, step.kernel, step.stride, step.padding)
+            conv = _conv(channels, step.channels, step.kernel, step.stride, step.padding)
         else:
             first = SobelConv2d if sobel else NormalizedConv2d
             conv = first(step.channels, step.kernel, stride=step.stride, padding=step.padding)

@@ -13,6 +13,7 @@ from dcfast.ops.lloyd import Runs, lloyd
 from dcfast.ops.sobel_conv2d import sobel_conv2d
 from dcfast.ops.split_empty import split_empty
 from dcfast.ops.weighted_cross_entropy import inverse_size_weights, weighted_cross_entropy
+from dcfast.ops.winograd_conv2d import winograd_conv2d
 
 __all__ = [
     "ClusterSums",
@@ -43,4 +44,5 @@ __all__ = [
     "split_empty",
     "sum_grid",
     "weighted_cross_entropy",
+    "winograd_conv2d",
 ]

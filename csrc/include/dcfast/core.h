@@ -278,6 +278,31 @@ typedef int dcfast_cpu_batch_norm_relu_pool_backward_fn(int dtype, const dcfast_
                                                         const void* factors, void* scratch, void* out, int64_t start,
                                                         int64_t stop, int n_threads);
 
+// ---- winograd_conv2d -----------------------------------------------------------------------------------------
+// The sizes of one call, 6 consecutive int64. x is (images, height, width, in_channels), out and its gradient
+// (images, height, width, out_channels), contiguous; chunk is how many tiles of 4 x 4 outputs are worked off at once.
+struct dcfast_winograd_sizes {
+  int64_t images, in_channels, out_channels, height, width, chunk;
+};
+
+// plan becomes the number of chunks, and the elements of the filters, of the scratch (of each thread, or of a call of
+// winograd_conv2d_products) and of the totals.
+typedef int dcfast_cpu_winograd_conv2d_plan_fn(int dtype, const dcfast_winograd_sizes* sizes, int64_t* plan);
+// filters from weight (out_channels, in_channels, 3, 3).
+typedef int dcfast_cpu_winograd_conv2d_filters_fn(int dtype, const dcfast_winograd_sizes* sizes, const void* weight,
+                                                  void* filters, int n_threads);
+// Chunks [start, stop) of out; bias (out_channels) may be null.
+typedef int dcfast_cpu_winograd_conv2d_fn(int dtype, const dcfast_winograd_sizes* sizes, const void* x,
+                                          const void* filters, const void* bias, void* scratch, void* out,
+                                          int64_t start, int64_t stop, int n_threads);
+// totals, zero at first, gain the part of the chunks [start, stop) in the gradient of the weights, which the last
+// function makes of them: (out_channels, in_channels, 3, 3).
+typedef int dcfast_cpu_winograd_conv2d_products_fn(int dtype, const dcfast_winograd_sizes* sizes, const void* x,
+                                                   const void* grad, void* scratch, void* totals, int64_t start,
+                                                   int64_t stop, int n_threads);
+typedef int dcfast_cpu_winograd_conv2d_weight_fn(int dtype, const dcfast_winograd_sizes* sizes, const void* totals,
+                                                 void* weight, int n_threads);
+
 // ---- weighted_cross_entropy: the weight of a class is 1 / its size -----------------------------------------------
 // total becomes the sum of the targets' weights, NaN if a target is neither in [0, k) nor ignore_index. sizes (k) is
 // float32 or float64, as the dtype says.
@@ -364,6 +389,11 @@ typedef int dcfast_cuda_assign_fn(int dtype, const void* x, int64_t x_problem, i
   X(batch_norm_relu_pool)          \
   X(batch_norm_relu_pool_sums)     \
   X(batch_norm_relu_pool_backward) \
+  X(winograd_conv2d_plan)          \
+  X(winograd_conv2d_filters)       \
+  X(winograd_conv2d)               \
+  X(winograd_conv2d_products)      \
+  X(winograd_conv2d_weight)        \
   X(weighted_cross_entropy_total)  \
   X(weighted_cross_entropy)        \
   X(weighted_cross_entropy_backward)
