@@ -14,7 +14,7 @@ PYTEST := $(BIN)/pytest
 
 # Triton has wheels for Linux only; without nvcc there are no CUDA objects to look into; the emulated GPU switches between
 # its threads with the registers of x86-64.
-PROCESSES := test-cpu
+PROCESSES := test-cpu test-deepcluster
 ifeq ($(shell uname -s),Linux)
   PROCESSES += test-interpreter test-offline
   ifeq ($(shell uname -m),x86_64)
@@ -23,8 +23,8 @@ ifeq ($(shell uname -s),Linux)
 endif
 OFFLINE_BACKENDS := triton-offline$(if $(shell command -v nvcc),$(shell echo ,)cuda-offline)
 
-.PHONY: demo test test-cpu test-sklearn test-interpreter test-offline test-emulator bench gpu lint format mutate release sanitize \
-  sanitize-memory sanitize-threads sanitize-emulator wheel clean distclean
+.PHONY: demo test test-cpu test-deepcluster test-sklearn test-interpreter test-offline test-emulator bench gpu lint format mutate \
+  release sanitize sanitize-memory sanitize-threads sanitize-emulator wheel clean distclean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -38,7 +38,7 @@ demo: $(VENV)/.installed
 test: $(PROCESSES)
 
 # Threads that spin while they wait starve those that work wherever the cores are busy with something else.
-test-cpu test-interpreter test-offline test-emulator: export OMP_WAIT_POLICY := PASSIVE
+test-cpu test-deepcluster test-interpreter test-offline test-emulator: export OMP_WAIT_POLICY := PASSIVE
 
 # Ten seeds of the tests that come with scikit-learn, where `make test` runs two.
 test-sklearn: export DCFAST_SKLEARN_SEEDS := 0-9
@@ -47,7 +47,10 @@ test-sklearn: $(VENV)/.test
 	$(PYTEST) tests/test_sklearn_suite.py -s
 
 test-cpu: $(VENV)/.test
-	$(PYTEST) tests --require-backends=native,reference
+	$(PYTEST) tests --ignore=tests/deepcluster --require-backends=native,reference
+
+test-deepcluster: $(VENV)/.test
+	$(PYTEST) tests/deepcluster --require-backends=native
 
 test-interpreter: $(VENV)/.test
 	$(PYTEST) tests/interpreter --require-backends=triton-interpreter

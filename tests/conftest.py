@@ -1,6 +1,7 @@
 """Fixtures of all test processes, the count of tests per backend, and the list of reasons for which a test may skip.
 
-The suite runs as four processes: tests/, tests/interpreter, tests/offline, tests/emulator (see CONTRIBUTING.md).
+The suite runs as five processes: tests/, tests/deepcluster, tests/interpreter, tests/offline, tests/emulator (see
+CONTRIBUTING.md).
 """
 
 import collections

@@ -53,7 +53,7 @@ def parts(scratch: Path, site: Path, device: torch.device, small: bool) -> list[
     install = [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index", "--upgrade"]
     install += ["--target", str(site), str(ROOT)]
     # Files that need a package which is not here fail to be collected, and are counted as errors.
-    tested = sorted(str(f) for f in (ROOT / "tests").glob("test_*.py") if "pytest.mark.gpu" in f.read_text())
+    tested = sorted(str(f) for f in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in f.read_text())
     pytest = [python, "-m", "pytest", "-m", "gpu", "--require-backends=gpu", "--continue-on-collection-errors"]
     # Most of the time goes to Triton's compiler, which works on the CPU.
     pytest += [f"-n{_TESTERS}"] if importlib.util.find_spec("xdist") else []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sklearn.cluster
 import torch
-from test_trainer import Silent, assert_same_bits, no_report, train  # noqa: F401 - a fixture for all tests here
+from support.training import Silent, assert_same_bits, no_report, train  # noqa: F401 - a fixture for all tests here
 
 from dcfast import ops
 from dcfast.cluster.ranks import Ranks

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from support.training import Silent
 from typer.testing import CliRunner
 
 from dcfast import cli
@@ -16,7 +17,6 @@ from dcfast.deepcluster.keyed import Stream, generator
 from dcfast.deepcluster.linear import accuracy, fit_linear
 from dcfast.deepcluster.models import build_model
 from dcfast.deepcluster.probe import pooling, probe, split_by_class
-from dcfast.deepcluster.progress import Display
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +26,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-class Silent(Display):
-    def say(self, text):
-        pass
 
 
 def quick(path, **options):

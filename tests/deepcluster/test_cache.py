@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.training import Silent
 from typer.testing import CliRunner
 
 from dcfast.cli import app
@@ -16,15 +17,9 @@ from dcfast.deepcluster.cache import CacheLayout
 from dcfast.deepcluster.crops import Batches, CentreCrops
 from dcfast.deepcluster.data import FolderSource, check_images, open_source
 from dcfast.deepcluster.models import build_model
-from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.rundir import RunDir
 
 OPTIONS = {"n_clusters": 4, "epochs": 1, "image_size": 16, "batch_size": 16, "pca": 4, "threads": 1, "workers": 0}
-
-
-class Silent(Display):
-    def say(self, text):
-        pass
 
 
 @pytest.fixture(autouse=True)

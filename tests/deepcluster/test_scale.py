@@ -6,22 +6,18 @@ import time
 import numpy as np
 import pytest
 import torch
+from support.training import Silent
 from torch import nn
 
 from dcfast.deepcluster import TrainConfig, load_run, report, resume, rundir, stages, start
 from dcfast.deepcluster.crops import Batches
 from dcfast.deepcluster.data import check_images, open_source
 from dcfast.deepcluster.models import build_model
-from dcfast.deepcluster.progress import Display, bound, shares
+from dcfast.deepcluster.progress import bound, shares
 from dcfast.deepcluster.rundir import RunDir
 from dcfast.nn import SobelConv2d
 
 SMALL = TrainConfig(n_clusters=5, epochs=2, limit=40, image_size=8, batch_size=20, pca=8, threads=1, workers=0)
-
-
-class Silent(Display):
-    def say(self, text):
-        pass
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from test_trainer import no_report, train  # noqa: F401 - a fixture for all tests here
+from support.training import no_report, train  # noqa: F401 - a fixture for all tests here
 
 from dcfast.deepcluster import export, load_run, load_weights
 from dcfast.deepcluster.models import AlexNet, ResNet, SmallConvNet, build_model, build_top_layer, load_state

@@ -11,33 +11,12 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from support.training import SMALL, Silent, assert_equal, assert_same_bits, no_report, train  # noqa: F401
 
 import dcfast
 from dcfast.deepcluster import TrainConfig, load_run, resume, rundir, start
 from dcfast.deepcluster.interrupt import Interrupted, put_off
-from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.rundir import RunDir
-
-SMALL = TrainConfig(n_clusters=12, epochs=3, limit=150, image_size=16, batch_size=32, pca=16, threads=1, workers=0)
-
-
-class Silent(Display):
-    def say(self, text):
-        pass
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch):
-    """The report has tests of its own; leave it out of the times of these."""
-    from dcfast.deepcluster import report
-
-    monkeypatch.setattr(report, "write_report", lambda *_: None)
-
-
-def train(output, data="digits", **changes):
-    trainer = start(data, output, dataclasses.replace(SMALL, **changes), display=Silent())
-    trainer.fit()
-    return trainer
 
 
 @pytest.fixture(scope="module")
@@ -111,42 +90,6 @@ def run_in_processes(jobs):
     statuses = json.loads(done.stdout.splitlines()[-1])
     assert set(statuses) <= {0, -signal.SIGKILL}, done.stderr
     return statuses
-
-
-def assert_same_bits(first, second):
-    one, other = RunDir(first), RunDir(second)
-    left, right = one.read_checkpoint(), other.read_checkpoint()
-    _assert_equal(_without_times(left), _without_times(right))
-    assert _without_times(one.read_metrics()) == _without_times(other.read_metrics())
-    assert [record["epoch"] for record in one.read_metrics()] == list(range(1, left["epoch"] + 1))
-    ours, theirs = one.read_assignments(), other.read_assignments()
-    assert ours.keys() == theirs.keys() == {"files", "cluster", "label", "epoch"}
-    for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name])
-
-
-def _assert_equal(left, right):
-    assert type(left) is type(right)
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            _assert_equal(left[key], right[key])
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right)
-        for a, b in zip(left, right, strict=True):
-            _assert_equal(a, b)
-    elif isinstance(left, torch.Tensor):
-        assert left.dtype == right.dtype
-        assert torch.equal(left, right)
-    else:
-        assert left == right
-
-
-def _without_times(value):
-    if isinstance(value, dict):
-        times = {"seconds", "waiting", "images_per_second"}
-        return {key: _without_times(item) for key, item in value.items() if key not in times}
-    return [_without_times(item) for item in value] if isinstance(value, list) else value
 
 
 MOMENTS = {
@@ -408,7 +351,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         trainer.model.classifier[0].weight[0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match=r"checkpoint\.pt holds the last good state, after epoch 1"):
         trainer.fit()
-    _assert_equal(good, directory.read_checkpoint())
+    assert_equal(good, directory.read_checkpoint())
 
 
 class Full:
@@ -436,7 +379,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, monkey
         message = r"epoch 2: the disk is full; .*checkpoint\.pt holds the last good state, after epoch 1\. Free some"
         with pytest.raises(OSError, match=message):
             trainer.fit()
-    _assert_equal(good, directory.read_checkpoint())
+    assert_equal(good, directory.read_checkpoint())
     assert not list((tmp_path / "run").glob("*.partial"))
 
 
