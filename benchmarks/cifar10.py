@@ -66,10 +66,15 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         "RGB": {"sobel": False},
         "RGB untrained, normalised": {"sobel": False, "train": "statistics"},
     },
+    "More images": {"50,000 images": {"limit": 50_000}},
 }
 
 # The same network untrained.
-UNTRAINED = {"DeepCluster": "untrained, normalised", "RGB": "RGB untrained, normalised"}
+UNTRAINED = {
+    "DeepCluster": "untrained, normalised",
+    "RGB": "RGB untrained, normalised",
+    "50,000 images": "untrained, normalised",
+}
 
 
 def imbalanced(folder: Path, work: Path) -> Path:
