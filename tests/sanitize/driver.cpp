@@ -1,5 +1,6 @@
-// What the parallel regions of the k-means ops do, for the thread sanitizer: every op on several shapes, and the same
-// result on any number of threads. Built and run by `make sanitize`; exits with 1 if a result differs.
+// What the parallel regions of the ops do, for the thread sanitizer: those of k-means on several shapes, and a block of
+// a network, both ways; and the same result on any number of threads. Built and run by `make sanitize`; exits with 1 if
+// a result differs.
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -255,13 +256,56 @@ Results everything(const Shape& s, int n_threads) {
   return results;
 }
 
+// A convolution, and normalisation, ReLU and pooling of 3 x 3 windows two apart.
 template <class T>
-bool same_on_any_number_of_threads(const Shape& s) {
-  const Results expected = everything<T>(s, 1);
+Results block(int n_threads) {
+  constexpr int64_t kImages = 5, kIn = 9, kOut = 21, kHeight = 14, kWidth = 11, kPooled = 6 * 5, kChunk = 6;
+  Results results;
+  const dcfast_winograd_sizes conv = {kImages, kIn, kOut, kHeight, kWidth, kChunk};
+  const std::vector<T> x = numbers<T>(kImages * kHeight * kWidth * kIn, false, 1),
+                       weight = numbers<T>(kOut * kIn * 9, false, 2),
+                       grad = numbers<T>(kImages * kPooled * kOut, false, 3);
+  int64_t plan[4];
+  check(ops::winograd_conv2d_plan(kType<T>, &conv, plan));
+  Workspace filters(plan[1] * int64_t(sizeof(T))), scratch(plan[2] * int64_t(sizeof(T)) * n_threads);
+  std::vector<T> out(size_t(kImages * kHeight * kWidth * kOut), T(0)), totals(size_t(plan[3]), T(0)),
+      by_weight = weight;
+  check(ops::winograd_conv2d_filters(kType<T>, &conv, weight.data(), filters.get(), n_threads));
+  check(ops::winograd_conv2d(kType<T>, &conv, x.data(), filters.get(), nullptr, scratch.get(), out.data(), 0, plan[0],
+                             n_threads));
+  append(&results, out);
+
+  const dcfast_pool_sizes pool = {kImages, kOut, kHeight, kWidth, 3, 2, 6, 5, 1, 4};
+  const int64_t rows = ((2 * pool.band + 1) * kWidth * kOut + 15) / 16 * 16;
+  std::vector<T> band(size_t(rows * n_threads), T(0)), pooled = grad, by_x = out;
+  const std::vector<T> ones(size_t(3 * kOut), T(1));
+  std::vector<uint8_t> taken(grad.size(), 0);
+  std::vector<double> partial(size_t(kImages * 2 * kOut), 0.0), sums(size_t(2 * kOut), 0.0);
+  check(ops::batch_moments(kType<T>, &pool, out.data(), ones.data(), band.data(), partial.data(), sums.data(), 0,
+                           kImages, n_threads));
+  check(ops::batch_norm_relu_pool(kType<T>, &pool, out.data(), ones.data(), ones.data(), band.data(), pooled.data(),
+                                  taken.data(), 0, kImages, n_threads));
+  check(ops::batch_norm_relu_pool_sums(kType<T>, &pool, grad.data(), taken.data(), out.data(), ones.data(), band.data(),
+                                       partial.data(), sums.data(), 0, kImages, n_threads));
+  check(ops::batch_norm_relu_pool_backward(kType<T>, &pool, grad.data(), taken.data(), out.data(), ones.data(),
+                                           ones.data(), band.data(), by_x.data(), 0, kImages, n_threads));
+  check(ops::winograd_conv2d_products(kType<T>, &conv, x.data(), by_x.data(), scratch.get(), totals.data(), 0, plan[0],
+                                      n_threads));
+  check(ops::winograd_conv2d_weight(kType<T>, &conv, totals.data(), by_weight.data(), n_threads));
+  append(&results, pooled);
+  append(&results, sums);
+  append(&results, by_x);
+  append(&results, by_weight);
+  return results;
+}
+
+template <class Work>
+bool same_on_any_number_of_threads(const char* what, const Work& work) {
+  const Results expected = work(1);
   bool same = true;
   for (int n_threads : {2, 3, 8}) {
-    if (everything<T>(s, n_threads) == expected) continue;
-    printf("%d threads: other results for n=%ld d=%ld k=%ld\n", n_threads, long(s.n), long(s.d), long(s.k));
+    if (work(n_threads) == expected) continue;
+    printf("%d threads: other results of %s\n", n_threads, what);
     same = false;
   }
   return same;
@@ -271,9 +315,14 @@ bool same_on_any_number_of_threads(const Shape& s) {
 
 int main() {
   bool same = true;
-  for (const Shape& shape : kShapes) {
-    same = same_on_any_number_of_threads<float>(shape) && same_on_any_number_of_threads<double>(shape) && same;
+  for (const Shape& s : kShapes) {
+    char what[80];
+    snprintf(what, sizeof what, "n=%ld d=%ld k=%ld", long(s.n), long(s.d), long(s.k));
+    same = same_on_any_number_of_threads(what, [&](int threads) { return everything<float>(s, threads); }) && same;
+    same = same_on_any_number_of_threads(what, [&](int threads) { return everything<double>(s, threads); }) && same;
   }
+  same = same_on_any_number_of_threads("a block of float32", block<float>) && same;
+  same = same_on_any_number_of_threads("a block of float64", block<double>) && same;
   printf(same ? "the same results on 1, 2, 3 and 8 threads\n" : "FAILED\n");
   return same ? 0 : 1;
 }
