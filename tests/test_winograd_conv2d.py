@@ -227,8 +227,14 @@ def test_module_stands_for_torchs(monkeypatch, bias):
     torch.manual_seed(0)
     layer, plain = WinogradConv2d(5, 7, bias), torch.nn.Conv2d(5, 7, 3, padding=1, bias=bias)
     plain.load_state_dict(layer.state_dict())
-    x = torch.randn(2, 5, 9, 9)
+    x, served, op = torch.randn(8, 5, 16, 16), [], ops.winograd_conv2d
+    monkeypatch.setattr(ops, "winograd_conv2d", lambda *args: served.append(args[0].shape) or op(*args))
     torch.testing.assert_close(layer(x), plain(x))
+    assert served == [x.shape]
+    for size in ((2, 5, 9, 9), (999, 5, 2, 2)):  # too few tiles, and too little in each
+        few = torch.randn(size)
+        assert torch.equal(layer(few), plain(few))
+    assert served == [x.shape]
     monkeypatch.setattr(ops, "winograd_conv2d", None)  # from here on torch's own
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), plain(x))
