@@ -15,7 +15,7 @@ __all__ = ["InverseSizeCrossEntropy", "InverseSizeLinearCrossEntropy", "SobelCon
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 # What a tile of 4x4 outputs and a 3x3 filter cost Winograd's algorithm, in multiplications of the sum itself: the 36 of
-# the tile and what is transformed of it, and 50 ns for the filter. It pays from between 32 and 64 tiles on, as measured.
+# the tile and what is transformed of it, and 50 ns for the filter. It pays from 32 to 64 tiles on, as measured.
 _TILE_PRODUCTS, _FILTER_PRODUCTS = 45, 5_000
 
 
