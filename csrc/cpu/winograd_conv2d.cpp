@@ -187,45 +187,46 @@ void transform_filters(const Sizes& z, const T* weight, T* filters, int n_thread
   });
 }
 
-// inputs (36, tiles, pitch(channels)) = B^T d B of the tiles [first, last) of x (images, height, width, channels).
-// `zeros` holds a pixel of the padding.
-template <class T>
-void transform_inputs(const Sizes& z, const T* x, int64_t first, int64_t last, int64_t rows, const T* zeros,
-                      T* inputs) {
+// planes (36, tiles, pitch(channels)) of the tiles [first, last) of maps (images, height, width, channels): what
+// `along` makes of the kSide x kSide pixels around each tile, along either side. `zeros` holds a pixel of the padding.
+template <class T, int kSide, class Along>
+void transform_patches(const Sizes& z, int64_t channels, const T* maps, int64_t first, int64_t last, const T* zeros,
+                       T* planes, const Along& along) {
   typedef typename Simd<T>::Reals Reals;
+  constexpr int64_t kMargin = (kSide - kTile) / 2;
   const Tiles tiles(z);
-  const int64_t channels = z.in_channels, size = plane<T>(rows, channels);
+  const int64_t size = plane<T>(z.chunk, channels);
   for (int64_t tile = first; tile < last; ++tile) {
     int64_t image, row, column;
     tiles.place(tile, &image, &row, &column);
-    const T* pixels[kPatch][kPatch];
-    for (int i = 0; i < kPatch; ++i) {
-      for (int j = 0; j < kPatch; ++j) {
-        const int64_t y = row + i - 1, at = column + j - 1;
-        const bool inside = y >= 0 && y < z.height && at >= 0 && at < z.width;
-        pixels[i][j] = inside ? x + ((image * z.height + y) * z.width + at) * channels : zeros;
+    const T* pixels[kSide][kSide];
+    for (int i = 0; i < kSide; ++i) {
+      for (int j = 0; j < kSide; ++j) {
+        const int64_t y = row + i - kMargin, x = column + j - kMargin;
+        const bool inside = y >= 0 && y < z.height && x >= 0 && x < z.width;
+        pixels[i][j] = inside ? maps + ((image * z.height + y) * z.width + x) * channels : zeros;
       }
     }
-    T* to = inputs + tile % rows * pitch<T>(channels);
+    T* to = planes + tile % z.chunk * pitch<T>(channels);
     over_channels<T>(channels, [&](auto take, auto, int64_t c) {
       // What the next tile adds: pixels of many channels are too far apart for the processor to see it coming.
-      for (int i = 0; i < kPatch; ++i) {
-        for (int j = 2; j < kPatch; ++j) __builtin_prefetch(pixels[i][j] + kTile * channels + c);
+      for (int i = 0; i < kSide; ++i) {
+        for (int j = kSide - kTile; j < kSide; ++j) __builtin_prefetch(pixels[i][j] + kTile * channels + c);
       }
-      Reals half[kPatch][kPatch];  // [column][row]
+      Reals half[kSide][kPatch];  // [column][row]
 #pragma GCC unroll 6
-      for (int j = 0; j < kPatch; ++j) {
-        Reals d[kPatch];
+      for (int j = 0; j < kSide; ++j) {
+        Reals d[kSide];
 #pragma GCC unroll 6
-        for (int i = 0; i < kPatch; ++i) d[i] = take(pixels[i][j] + c);
-        transform_input<T>(d, half[j]);
+        for (int i = 0; i < kSide; ++i) d[i] = take(pixels[i][j] + c);
+        along(d, half[j]);
       }
 #pragma GCC unroll 6
       for (int i = 0; i < kPatch; ++i) {
-        Reals d[kPatch], v[kPatch];
+        Reals d[kSide], v[kPatch];
 #pragma GCC unroll 6
-        for (int j = 0; j < kPatch; ++j) d[j] = half[j][i];
-        transform_input<T>(d, v);
+        for (int j = 0; j < kSide; ++j) d[j] = half[j][i];
+        along(d, v);
 #pragma GCC unroll 6
         for (int j = 0; j < kPatch; ++j) store(to + (i * kPatch + j) * size + c, v[j]);
       }
@@ -233,19 +234,34 @@ void transform_inputs(const Sizes& z, const T* x, int64_t first, int64_t last, i
   }
 }
 
+// B^T d B of the inputs d of each tile.
+template <class T>
+void transform_inputs(const Sizes& z, const T* x, int64_t first, int64_t last, const T* zeros, T* inputs) {
+  typedef typename Simd<T>::Reals Reals;
+  transform_patches<T, kPatch>(z, z.in_channels, x, first, last, zeros, inputs,
+                               [](const Reals* d, Reals* v) { transform_input<T>(d, v); });
+}
+
+// A e A^T of the gradients e of each tile's outputs.
+template <class T>
+void transform_gradients(const Sizes& z, const T* grad, int64_t first, int64_t last, const T* zeros, T* gradients) {
+  typedef typename Simd<T>::Reals Reals;
+  transform_patches<T, kTile>(z, z.out_channels, grad, first, last, zeros, gradients,
+                              [](const Reals* e, Reals* m) { transform_gradient<T>(e, m); });
+}
+
 // The tiles [first, last) of out (images, height, width, filters) = A^T m A + bias.
 template <class T>
-void transform_outputs(const Sizes& z, const T* sums, int64_t first, int64_t last, int64_t rows, const T* bias,
-                       T* out) {
+void transform_outputs(const Sizes& z, const T* sums, int64_t first, int64_t last, const T* bias, T* out) {
   typedef typename Simd<T>::Reals Reals;
   const Tiles tiles(z);
-  const int64_t filters = z.out_channels, size = plane<T>(rows, filters);
+  const int64_t filters = z.out_channels, size = plane<T>(z.chunk, filters);
   for (int64_t tile = first; tile < last; ++tile) {
     int64_t image, row, column;
     tiles.place(tile, &image, &row, &column);
     const int64_t high = z.height - row < kTile ? z.height - row : kTile;
     const int64_t wide = z.width - column < kTile ? z.width - column : kTile;
-    const T* from = sums + tile % rows * pitch<T>(filters);
+    const T* from = sums + tile % z.chunk * pitch<T>(filters);
     T* to = out + ((image * z.height + row) * z.width + column) * filters;
     over_channels<T>(filters, [&](auto take, auto put, int64_t c) {
       Reals half[kPatch][kTile];
@@ -268,49 +284,6 @@ void transform_outputs(const Sizes& z, const T* sums, int64_t first, int64_t las
         for (int i = 0; i < kTile; ++i) {
           if (i < high) put(to + (i * z.width + j) * filters + c, y[i] + plus);
         }
-      }
-    });
-  }
-}
-
-// gradients (36, tiles, pitch(filters)) = A e A^T of the tiles [first, last) of grad (images, height, width, filters).
-template <class T>
-void transform_gradients(const Sizes& z, const T* grad, int64_t first, int64_t last, int64_t rows, const T* zeros,
-                         T* gradients) {
-  typedef typename Simd<T>::Reals Reals;
-  const Tiles tiles(z);
-  const int64_t filters = z.out_channels, size = plane<T>(rows, filters);
-  for (int64_t tile = first; tile < last; ++tile) {
-    int64_t image, row, column;
-    tiles.place(tile, &image, &row, &column);
-    const T* pixels[kTile][kTile];
-    for (int i = 0; i < kTile; ++i) {
-      for (int j = 0; j < kTile; ++j) {
-        const bool inside = row + i < z.height && column + j < z.width;
-        pixels[i][j] = inside ? grad + ((image * z.height + row + i) * z.width + column + j) * filters : zeros;
-      }
-    }
-    T* to = gradients + tile % rows * pitch<T>(filters);
-    over_channels<T>(filters, [&](auto take, auto, int64_t c) {
-      for (int i = 0; i < kTile; ++i) {
-        for (int j = 0; j < kTile; ++j) __builtin_prefetch(pixels[i][j] + kTile * filters + c);
-      }
-      Reals half[kTile][kPatch];
-#pragma GCC unroll 4
-      for (int j = 0; j < kTile; ++j) {
-        Reals e[kTile];
-#pragma GCC unroll 4
-        for (int i = 0; i < kTile; ++i) e[i] = take(pixels[i][j] + c);
-        transform_gradient<T>(e, half[j]);
-      }
-#pragma GCC unroll 6
-      for (int i = 0; i < kPatch; ++i) {
-        Reals e[kTile], m[kPatch];
-#pragma GCC unroll 4
-        for (int j = 0; j < kTile; ++j) e[j] = half[j][i];
-        transform_gradient<T>(e, m);
-#pragma GCC unroll 6
-        for (int j = 0; j < kPatch; ++j) store(to + (i * kPatch + j) * size + c, m[j]);
       }
     });
   }
@@ -387,7 +360,7 @@ void convolve(const Sizes& z, const T* x, const T* filters, const T* bias, T* sc
     memset(zeros, 0, size_t(zeros_size<T>(z)) * sizeof(T));
     for (int64_t chunk; turns.take(&chunk);) {
       const int64_t first = chunk * z.chunk, last = first + z.chunk < n_tiles ? first + z.chunk : n_tiles;
-      transform_inputs(z, x, first, last, z.chunk, zeros, inputs);
+      transform_inputs(z, x, first, last, zeros, inputs);
       for (int64_t i = 0; i < kPlanes; ++i) {
         const T* from = inputs + i * plane<T>(z.chunk, z.in_channels);
         T* to = sums + i * plane<T>(z.chunk, z.out_channels);
@@ -397,7 +370,7 @@ void convolve(const Sizes& z, const T* x, const T* filters, const T* bias, T* sc
                              to + panel * kPanel<T>, to_row);
         }
       }
-      transform_outputs(z, sums, first, last, z.chunk, bias, out);
+      transform_outputs(z, sums, first, last, bias, out);
     }
   });
 }
@@ -414,8 +387,8 @@ void add_products(const Sizes& z, const T* x, const T* grad, T* scratch, T* tota
     const int64_t first = chunk * z.chunk, last = first + z.chunk < n_tiles ? first + z.chunk : n_tiles;
     on_threads(n_threads, [&](int64_t thread, int64_t threads) {
       const Part part(last - first, thread, threads);
-      transform_inputs(z, x, first + part.first, first + part.last, z.chunk, zeros, inputs);
-      transform_gradients(z, grad, first + part.first, first + part.last, z.chunk, zeros, gradients);
+      transform_inputs(z, x, first + part.first, first + part.last, zeros, inputs);
+      transform_gradients(z, grad, first + part.first, first + part.last, zeros, gradients);
     });
     // No turns here: what a thread adds to is in its L2 from the chunk before.
     on_threads(n_threads, [&](int64_t thread, int64_t threads) {
