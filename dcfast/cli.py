@@ -75,6 +75,7 @@ def train(
     lr: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.05,
     momentum: Annotated[float, typer.Option(help="Momentum of the network's SGD.")] = 0.9,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of SGD.")] = 1e-5,
+    lr_schedule: Annotated[str, typer.Option(help="constant, or cosine: down to 0 over the run.")] = "constant",
     dropout: Annotated[float, typer.Option(help="Of the fully connected layers.")] = 0.5,
     min_crop: Annotated[float | None, typer.Option(help="Smallest share of an image that a crop shows.")] = None,
     flip: Annotated[

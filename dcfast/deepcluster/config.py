@@ -15,11 +15,12 @@ from dcfast.deepcluster.clusterers import KMEANS, find_clusterer
 from dcfast.deepcluster.keyed import MAX_SEED
 from dcfast.deepcluster.torchrun import local_size
 
-__all__ = ["ARCHITECTURES", "BALANCES", "CUSTOM", "PLACES", "PRECISIONS", "TrainConfig"]
+__all__ = ["ARCHITECTURES", "BALANCES", "CUSTOM", "LR_SCHEDULES", "PLACES", "PRECISIONS", "TrainConfig"]
 
 ARCHITECTURES = ("alexnet", "vgg16", "small", "micro", "resnet18", "resnet50")
 CUSTOM = "custom"  # the architecture of a run on a network of the user's own
 BALANCES = ("sampler", "loss", "none")
+LR_SCHEDULES = ("constant", "cosine")
 PLACES = ("workers", "device")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -69,6 +70,8 @@ class TrainConfig:
         Length of training, and images per step.
     lr, momentum, weight_decay : float
         Of SGD. The top layer has an optimizer of its own, without momentum.
+    lr_schedule : {'constant', 'cosine'}
+        Keep the learning rate (published), or lower it to 0 over the run by half a cosine.
     dropout : float
         Of the fully connected layers.
     min_crop : float or None
@@ -123,6 +126,7 @@ class TrainConfig:
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-5
+    lr_schedule: str = "constant"
     dropout: float = 0.5
     min_crop: float | None = None
     flip: bool | None = None
@@ -145,6 +149,7 @@ class TrainConfig:
         else:
             _one_of("arch", self.arch, (None, *ARCHITECTURES))
         _one_of("balance", self.balance, BALANCES)
+        _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("scale_on", self.scale_on, PLACES)
         if self.max_memory is not None:
@@ -246,6 +251,15 @@ class TrainConfig:
             cache=None if self.cache is None else os.path.abspath(self.cache),
             max_memory=self.max_memory or _memory(device) // 2,
         )
+
+    def learning_rate(self, epochs_done: float) -> float:
+        """Return the learning rate after so many epochs, of resolved options.
+
+        The cosine is that of Loshchilov and Hutter, "SGDR", equation 5, without restarts.
+        """
+        if self.lr_schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * epochs_done / (self.epochs or 1)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as a plain dictionary, ready for JSON."""

@@ -298,7 +298,7 @@ def train_epoch(
     config : TrainConfig
         Resolved options.
     epoch : int
-        Keys the crops and the dropout.
+        Keys the crops and the dropout, and has its share of the learning rate's schedule.
     display : Display
         Shows the progress.
     waiting : dict
@@ -357,6 +357,8 @@ def train_epoch(
             # Every rank takes part in every step: one for which no image is left works for nothing.
             target, counts = (batch[own.start : own.stop], ranks.size) if own else (batch[:1], 0)
             for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate(epoch + step / len(crops))
                 optimizer.zero_grad(set_to_none=True)
             parts = list(zip(images.split(_part(config, ranks)), target.split(_part(config, ranks)), strict=True))
             for number, (part, aim) in enumerate(parts):

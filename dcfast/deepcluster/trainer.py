@@ -221,7 +221,7 @@ class Trainer:
             "images_per_second": len(order) / seconds["training"],
             "n_corrupt": len(self.data.corrupt),
             "n_ranks": self.ranks.size,
-            "lr": config.lr,
+            "lr": config.learning_rate(epoch),
             "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
             "waiting": {stage: round(spent, 4) for stage, spent in waiting.items()},
         }
@@ -472,7 +472,7 @@ def resume(
     dataset : torch Dataset, optional
         The images, for a run that was started on a Dataset object.
     epochs : int, optional
-        New total number of epochs.
+        New total number of epochs, of a run whose learning rate does not depend on it.
     workers : int, optional
         New number of processes that decode images.
     cache : str, optional
@@ -494,8 +494,9 @@ def resume(
     FileNotFoundError
         If there is no such run, or its images are gone.
     ValueError
-        If the images or the versions of what computes are not those that the run was started with, or a cache is given
-        to a run without one: its images may be scaled down, which changes results.
+        If the images or the versions of what computes are not those that the run was started with, a cache is given to
+        a run without one (its images may be scaled down, which changes results), or another number of epochs to one
+        whose learning rate ends with them.
     """
     ranks, directory = all_ranks(), RunDir(path)
     display = _display(display, ranks)
@@ -510,6 +511,11 @@ def resume(
             if config.cache is None:
                 raise ValueError(f"{path} was started without --cache, which may change results: go on without it")
             changes["cache"] = os.path.abspath(cache)
+        if epochs is not None and epochs != config.epochs and config.lr_schedule != "constant":
+            raise ValueError(
+                f"the learning rate of {path} ends with its {config.epochs} epochs "
+                f"(lr_schedule={config.lr_schedule!r}), got epochs={epochs}: go on without it, or start a new run"
+            )
         if changes:
             stored["options"] = dataclasses.replace(config, **changes).to_dict()
             directory.write_config(stored)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import dcfast
 from dcfast.deepcluster import TrainConfig, load_run, resume, rundir, start
 from dcfast.deepcluster.interrupt import Interrupted, put_off
 from dcfast.deepcluster.rundir import RunDir
+from dcfast.deepcluster.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +215,37 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, reference):
     resume(tmp_path / "run", epochs=3, display=Silent()).fit()
     assert_same_bits(reference, tmp_path / "run")
     assert load_run(tmp_path / "run").options.epochs == 3
+
+
+def test_the_learning_rate_falls_along_half_a_cosine(tmp_path):
+    options = {"lr_schedule": "cosine", "epochs": 2, "limit": 64, "n_clusters": 5, "batch_size": 16}
+    trainer = train(tmp_path / "run", **options)
+    assert [record["lr"] for record in trainer.history] == pytest.approx([SMALL.lr, SMALL.lr / 2])
+    last = SMALL.lr * (1 + math.cos(math.pi * 7 / 8)) / 2  # the rate of the last of 8 steps
+    for optimizer in (trainer.optimizer, trainer.top_optimizer):
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([last])
+    constant = train(tmp_path / "constant", **{**options, "lr_schedule": "constant"})
+    assert constant.optimizer.param_groups[0]["lr"] == SMALL.lr
+    assert constant.history[-1]["loss"] != trainer.history[-1]["loss"]
+
+
+def test_a_falling_learning_rate_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    options = {"lr_schedule": "cosine", "epochs": 3, "limit": 64, "n_clusters": 5}
+    train(tmp_path / "whole", **options)
+    save = Trainer._save
+
+    def fail(self, record):
+        save(self, record)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_save", fail)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", **options)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"ends with its 3 epochs \(lr_schedule='cosine'\), got epochs=4"):
+        resume(tmp_path / "parts", epochs=4)
+    resume(tmp_path / "parts", epochs=3, display=Silent()).fit()
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("balance", ["sampler", "loss", "none"])
@@ -434,6 +467,7 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path):
     [
         ({"arch": "resnet"}, "arch must be one of 'alexnet'"),
         ({"balance": "both"}, "balance must be one of"),
+        ({"lr_schedule": "linear"}, "lr_schedule must be one of 'constant', 'cosine'"),
         ({"n_clusters": 1}, "n_clusters must be at least 2"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"lr": float("nan")}, "lr must be a finite number"),
