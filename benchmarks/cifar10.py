@@ -66,7 +66,11 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         "RGB": {"sobel": False},
         "RGB untrained, normalised": {"sobel": False, "train": "statistics"},
     },
-    "More images": {"50,000 images": {"limit": 50_000}},
+    "More images": {
+        "50,000 images": {"limit": 50_000},
+        "50,000 images, 24 epochs": {"limit": 50_000, "epochs": 24, "lr_schedule": "cosine"},
+    },
+    "Learning rate": {"cosine": {"lr_schedule": "cosine"}},
 }
 
 # The same network untrained.
@@ -74,6 +78,8 @@ UNTRAINED = {
     "DeepCluster": "untrained, normalised",
     "RGB": "RGB untrained, normalised",
     "50,000 images": "untrained, normalised",
+    "50,000 images, 24 epochs": "untrained, normalised",
+    "cosine": "untrained, normalised",
 }
 
 
