@@ -62,6 +62,9 @@ PYBIND11_MODULE(_C, m) {
   }
   m.attr("isas") = isas;
   m.attr("compiled_isas") = std::vector<std::string>{
+#ifdef DCFAST_HAS_amx
+      "amx",
+#endif
 #ifdef DCFAST_HAS_avx512
       "avx512",
 #endif

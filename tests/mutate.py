@@ -36,6 +36,7 @@ NARROW = "csrc/cpu/assign_narrow.h"
 WIDE = "csrc/cpu/assign_wide.h"
 BLOCK = "csrc/cpu/assign_block.h"
 BYTES = "csrc/cpu/assign_bytes.h"
+TILES = "csrc/cpu/assign_tiles.h"
 FEW = "csrc/cpu/assign_few.h"
 ACCUMULATE = "csrc/cpu/accumulate.cpp"
 ROWS = "csrc/cpu/rows.h"
@@ -135,9 +136,37 @@ FAULTS = [
     Fault(
         "a step not taken from the bounds",
         BLOCK,
-        "const float left = bounds[g] - p.drift[g]",
-        "const float left = bounds[g] - 0.0f * p.drift[g]",
+        "- *reinterpret_cast<const Kept*>(p.drift);",
+        "- 0.0f * *reinterpret_cast<const Kept*>(p.drift);",
         "tests/test_assign.py -k reassign",
+    ),
+    Fault(
+        "the own centroid's step not added to its distance",
+        BLOCK,
+        "bounds[kOwnLane] + p.step[label]",
+        "bounds[kOwnLane] + 0.0f * p.step[label]",
+        "tests/test_assign.py -k reassign",
+    ),
+    Fault(
+        "the distance to the centroid that a row left is kept",
+        BLOCK,
+        "if (label != before) bounds[kOwnLane] = INFINITY;",
+        "",
+        "tests/test_assign.py -k reassign",
+    ),
+    Fault(
+        "bytes of a tile in the wrong half",
+        TILES,
+        "_tile_stored(1, sums + 16, panel_stride)",
+        "_tile_stored(1, sums, panel_stride)",
+        "tests/test_assign.py -k own",
+    ),
+    Fault(
+        "rows between tiles forgotten",
+        TILES,
+        "x + 16 * row_stride, row_stride);",
+        "x, row_stride);",
+        "tests/test_assign.py -k own",
     ),
     Fault(
         "the centroid that a row left not in the bounds",

@@ -78,7 +78,7 @@ def test_labels_and_distances_are_those_of_the_dense_rows(n, d, k, kind, dtype):
         rows = csr(x, index)
         assert torch.equal(ops.assign(rows, c), labels)
         out = torch.empty_like(labels)
-        moved = ops.reassign(rows, c, c, anywhere, ops.lower_bounds(n, d, x.device), out)
+        moved = ops.reassign(rows, c, c, anywhere, ops.distance_bounds(n, d, x.device), out)
         assert torch.equal(out, labels)
         assert moved == (labels != anywhere).sum()
         for w in (None, weight):

@@ -130,7 +130,7 @@ def test_reassign_over_iterations(serving, shape, dtype):
     def iterations(x, c):
         found = []
         n, d, _ = shape
-        bounds, labels = ops.lower_bounds(n, d, x.device), torch.full((n,), -1, device=x.device)
+        bounds, labels = ops.distance_bounds(n, d, x.device), torch.full((n,), -1, device=x.device)
         before = c
         for step in range(4):
             out = torch.empty_like(labels)

@@ -54,7 +54,7 @@ def accumulate(x, labels, _):
 def reassign(x, c):
     out = torch.full((N,), -7, device=x.device)
     unknown = torch.full((N,), -1, device=x.device)
-    return ops.reassign(x, c, c, unknown, ops.lower_bounds(N, D, x.device), out), out
+    return ops.reassign(x, c, c, unknown, ops.distance_bounds(N, D, x.device), out), out
 
 
 def running_sums(x, labels, _):
@@ -272,7 +272,7 @@ def opcheck_arguments(name):
     c = there(points(0)[1])
     words, counts, total, _ = there(summed(0))
     low, n_words = grid_like(x)
-    out, bounds = torch.zeros_like(labels), ops.lower_bounds(N, D, DEVICE)
+    out, bounds = torch.zeros_like(labels), ops.distance_bounds(N, D, DEVICE)
     seed = torch.tensor(3, device=DEVICE)
     image, filters, bias = there(images(0, "contiguous"))
     leaves = [t.requires_grad_() for t in (image, filters, bias)]

@@ -46,7 +46,7 @@ def _kmeans(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
         yield "split_empty", ops.split_empty(means, sums.counts, 3, 4)
     if not batch:
         out = torch.empty_like(labels)
-        yield "reassign", (ops.reassign(x, means, c, labels, ops.lower_bounds(n, d, device), out), out)
+        yield "reassign", (ops.reassign(x, means, c, labels, ops.distance_bounds(n, d, device), out), out)
         grid = ops.sum_grid(x, weight)
         running = ops.RunningSums(k, grid, ops.sum_grid(weight[:, None]), device)
         running.move(x, labels, torch.full_like(labels, -1), weight)

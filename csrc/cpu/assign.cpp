@@ -105,7 +105,7 @@ void find_changed(const T* c, const T* previous, int64_t k, int64_t d, const Pre
   const Groups& g = p.groups;
   const int64_t live = *p.all.live;
   const double scale = *p.scale, epsilon = double(epsilon_of(d));
-  memset(p.drift, 0, sizeof(float) * kMaxGroups);
+  memset(p.drift, 0, sizeof(float) * kKept);
 #pragma omp parallel num_threads(n_threads)
   {
     IeeeMode ieee;
@@ -113,10 +113,13 @@ void find_changed(const T* c, const T* previous, int64_t k, int64_t d, const Pre
     for (int64_t group = 0; group < g.count; ++group) {
       double most = 0.0;
       for (int64_t j = group * g.size; j < k && j < (group + 1) * g.size; ++j) {
+        p.step[j] = 0.0f;
         p.differs[j] = !equal_rows(c + j * d, previous + j * d, d);
         if (!p.differs[j]) continue;
         const double square = square_between(c + j * d, previous + j * d, d, float(scale));
-        most = fmax(most, sqrt(square * (1.0 + epsilon) + 0x1p-100) / scale);
+        const double step = sqrt(square * (1.0 + epsilon) + 0x1p-100) / scale;
+        p.step[j] = round_up(step);
+        most = fmax(most, step);
       }
       p.drift[group] = live == k && most < 0x1p120 ? round_up(most) : INFINITY;
     }
@@ -138,7 +141,9 @@ void find_changed(const T* c, const T* previous, int64_t k, int64_t d, const Pre
   for (int64_t group = 0; group < g.count; ++group) {
     const int32_t* used = p.used + g.panels + group * g.stride;
     p.fresh[0] |= uint32_t(used[0] > 0) << group;
-    p.fresh[1] |= uint32_t(used[g.stride - 1] == 0) << group;
+    int64_t panels = 0;
+    for (int64_t panel = 0; panel < g.stride; ++panel) panels += used[panel] > 0;
+    p.fresh[1] |= uint32_t(4 * panels <= g.stride) << group;
   }
 }
 
@@ -185,7 +190,7 @@ Plan plan_wide(const Rows<T>& r, const Prepared<T>& p, int64_t chunk, char* scra
   }
   // With bounds only the products of a group are at stake, and int16 finds better bounds.
   const double in_group = rivals * double(p.groups.count);
-  const auto cost = [](double of_rivals) { return of_rivals < 1.0 ? 0.5 * (1.0 + of_rivals) : 1.0; };
+  const auto cost = [](double of_rivals) { return of_rivals < 1.0 ? 1.0 - kSpared * (1.0 - of_rivals) : 1.0; };
   const bool with_bounds = r.previous != nullptr && bounds_pay(r, p, chunk, cost(rivals), cost(in_group));
   return Plan{false, with_bounds, {rivals < 1.0, in_group < 1.0}};
 }

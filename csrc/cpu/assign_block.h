@@ -3,8 +3,9 @@
 // Without labels for earlier centroids that is all of them. With those (`previous`), most rows need a few:
 //   * Per row and group of centroids `bounds` holds a length that no centroid of the group but the row's own is nearer
 //     than. A step of the centroids takes at most the longest step of the group from it (Hamerly 2010 with one group,
-//     Ding et al. 2015, "Yinyang k-means", with several). Where it still exceeds the distance to the own centroid,
-//     which is taken afresh, none of the group can be nearest.
+//     Ding et al. 2015, "Yinyang k-means", with several). Where it still exceeds the distance to the own centroid, none
+//     of the group can be nearest. What that distance was, plus the own centroid's step, decides most rows late in a
+//     run, without a look at them; for the others it is taken afresh.
 //   * A centroid that did not change cannot beat a row's own one if that did not move away from the row: of the other
 //     groups such rows need only the centroids that did change.
 // The own distance is taken in the data's precision, with an error of at most epsilon; the group's next bound follows
@@ -32,7 +33,7 @@ struct Rows {
   int64_t k;
   const T* previous;      // null, or with bounds
   const int64_t* before;  // [n] labels for `previous`, -1 where they are not known; or null
-  float* bounds;          // [n][kMaxGroups]
+  float* bounds;          // [n][kKept]
   int64_t* labels;        // [n]
 
   const T* row(int64_t at) const { return x + at * stride; }
@@ -80,32 +81,76 @@ inline float unit_of(const Prepared<T>& p) {
   return float(1.0 / *p.scale);
 }
 
+// What is kept of a row, a lane each: the bounds of the groups and, last, at least the distance to its own centroid.
+typedef float Kept __attribute__((vector_size(4 * kKept), aligned(4), may_alias));
+constexpr int64_t kOwnLane = kKept - 1;
+
+// The groups whose bound is at most `reach`, a bit each.
+template <class T>
+inline uint32_t groups_at_most(const Prepared<T>& p, const Kept& bounds, float reach) {
+  const auto open = bounds <= reach;
+  uint32_t bits = 0;
+#if defined(__AVX2__)
+  bits = uint32_t(_mm256_movemask_ps((__m256)open));
+#else
+  for (int g = 0; g < kMaxGroups; ++g) bits |= uint32_t(open[g] != 0) << g;
+#endif
+  return bits & ((1u << p.groups.count) - 1);
+}
+
+// The bounds of a row less the steps of the groups; returns the groups of which one is at most `reach`, a bit each.
+template <class T>
+inline uint32_t lower_by_steps(const Prepared<T>& p, const float* bounds, float reach, Kept* lowered) {
+  const Kept left = *reinterpret_cast<const Kept*>(bounds) - *reinterpret_cast<const Kept*>(p.drift);
+  *lowered = left - (left < 0.0f ? -left : left) * 0x1p-22f - 0x1p-126f;
+  return groups_at_most(p, *lowered, reach);
+}
+
+// Whether what is kept of a row tells that it keeps its label; then it is brought up to date.
+template <class T>
+inline bool keeps_label(const Prepared<T>& p, int64_t label, float* bounds) {
+  if (label < 0) return false;
+  const float sum = bounds[kOwnLane] + p.step[label], reach = sum + sum * 0x1p-22f + 0x1p-126f;
+  Kept lowered;
+  if (lower_by_steps(p, bounds, reach, &lowered) != 0 || !(reach < INFINITY) || p.drift[0] == INFINITY) return false;
+  lowered[kOwnLane] = reach;
+  *reinterpret_cast<Kept*>(bounds) = lowered;
+  return true;
+}
+
 // Which groups a row has to be compared with; lowers the bounds of the others by the steps of their centroids. Those of
-// a group that is scanned become what the centroids that are left out allow.
+// a group that is scanned become what the centroids that are left out allow. Where that would be too little to spare
+// the row a scan in the next call, none is left out.
 template <class T>
 inline Needs find_needs(const Prepared<T>& p, const Own& own, float* bounds) {
   // D64 may order distances that differ by less than 2^-32 the other way round.
   const float reach = sqrtf(own.most) * (1.0f + 0x1p-20f) * unit_of(p) + 0x1p-126f;
-  const uint32_t few = own.stayed ? p.fresh[1] : 0;
-  float lowered[kMaxGroups];
-  for (int g = 0; g < kMaxGroups; ++g) {
-    const float left = bounds[g] - p.drift[g];
-    lowered[g] = left - fabsf(left) * 0x1p-22f - 0x1p-126f;
-  }
-  uint32_t open = 0;
-  for (int g = 0; g < kMaxGroups; ++g) open |= uint32_t(lowered[g] <= reach) << g;
-  open &= (1u << p.groups.count) - 1;
+  const uint32_t few = own.stayed ? p.fresh[1] & ~groups_at_most(p, *reinterpret_cast<const Kept*>(bounds), reach) : 0;
+  Kept lowered;
+  const uint32_t open = lower_by_steps(p, bounds, reach, &lowered);
   if (p.drift[0] == INFINITY) {
     memset(bounds, 0, sizeof lowered);
   } else if (open == 0) {
-    memcpy(bounds, lowered, sizeof lowered);
+    *reinterpret_cast<Kept*>(bounds) = lowered;
   } else {
     for (int g = 0; g < kMaxGroups; ++g) {
       const float scanned = (few >> g & 1) != 0 ? bounds[g] : kFarthest;
       bounds[g] = (open >> g & 1) != 0 ? scanned : lowered[g];
     }
   }
+  bounds[kOwnLane] = reach;
   return Needs{uint8_t(open & ~few), uint8_t(open & few & p.fresh[0])};
+}
+
+// Whether a row has to be compared, with what, and what is known of its own centroid. If not, it keeps its label.
+template <class T>
+inline bool needs_scan(const Rows<T>& r, const Prepared<T>& p, int64_t row, Own* own, Needs* needs) {
+  float* bounds = r.bounds + row * kKept;
+  r.labels[row] = r.before[row];
+  if (keeps_label(p, r.before[row], bounds)) return false;
+  *own = find_own(r, p, row);
+  *needs = find_needs(p, *own, bounds);
+  return needs->whole != 0 || needs->changed != 0;
 }
 
 // Where the bound in the first lane of a mask comes from.
@@ -139,6 +184,15 @@ void pack_slot(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t
 // Fill the list up to whole tiles with the slot of zeros.
 inline void fill_list(const Scratch& s, int64_t d, int64_t count) {
   for (; count % kRows != 0; ++count) s.list[count] = int32_t(block_rows(d));
+}
+
+// Copy the rows in the slots list[0, count), in bytes, together. What lies between the columns and the whole words of a
+// tile meets zeros of the centroids.
+inline void gather_rows(const Scratch& s, int64_t count, int64_t d) {
+  const int64_t stride = 4 * quads_of(d);
+  for (int64_t i = 0; i < count; ++i) {
+    memcpy(s.tile_rows + i * stride, s.rows + s.list[i] * 2 * pairs_of(d), size_t((d + 3) / 4 * 4));
+  }
 }
 
 // The two lowest bounds of every slot of the list in the panels [first, last), per lane.
@@ -296,7 +350,8 @@ void decide(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Bloc
 template <class T>
 void renew_bounds(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t slot) {
   const int64_t row = s.row[slot], before = r.before[row], label = r.labels[row];
-  float* bounds = r.bounds + row * kMaxGroups;
+  float* bounds = r.bounds + row * kKept;
+  if (label != before) bounds[kOwnLane] = INFINITY;
   const uint32_t scanned = s.needs[slot].whole | s.needs[slot].changed;
   const InGroups& in = s.in_groups[slot];
   float scores[kMaxGroups];
@@ -327,7 +382,7 @@ void renew_bounds(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int6
 // Forget what is known of the other centroids of the rows [start, stop).
 template <class T>
 void forget_bounds(const Rows<T>& r, int64_t start, int64_t stop) {
-  memset(r.bounds + start * kMaxGroups, 0, sizeof(float) * kMaxGroups * size_t(stop - start));
+  memset(r.bounds + start * kKept, 0, sizeof(float) * kKept * size_t(stop - start));
 }
 
 // Labels of all slots by all centroids.
@@ -361,13 +416,9 @@ void reassign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, in
                     int64_t* counts) {
   Block block = {};
   for (int64_t row = start, since = start; row < stop; ++row) {
-    const Own own = find_own(r, p, row);
-    const Needs needs = find_needs(p, own, r.bounds + row * kMaxGroups);
-    if (needs.whole == 0 && needs.changed == 0) {
-      r.labels[row] = r.before[row];
-    } else {
-      pack_slot(r, p, s, row, own, needs, &block);
-    }
+    Own own;
+    Needs needs;
+    if (needs_scan(r, p, row, &own, &needs)) pack_slot(r, p, s, row, own, needs, &block);
     if (block.count < block_rows(r.d) && row + 1 < stop) continue;
     // As many rows as the last slots took.
     Ahead ahead = r.ahead(row + 1, row + 1 - since);
@@ -379,13 +430,13 @@ void reassign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, in
   }
 }
 
-// Whether bounds pay in this call, by the panels that a sample of the rows would be compared with. Finding that out and
-// keeping the bounds costs a row as much as comparing it with one panel more and 512 elements. `cost` and
-// `cost_in_group` are what comparing costs without bounds and with them, where int16 costs 1.
+// Whether bounds pay in this call, by the panels that a sample of the rows would be compared with. A row that has to be
+// looked at costs as much as comparing it with one panel more and 512 elements, the others as much as 64 elements.
+// `cost` and `cost_in_group` are what comparing costs without bounds and with them, where int16 costs 1.
 template <class T>
 bool bounds_pay(const Rows<T>& r, const Prepared<T>& p, int64_t chunk, double cost, double cost_in_group) {
   constexpr int64_t kMost = 512;
-  int64_t whole[kMaxGroups], changed[kMaxGroups], all = 0, rows = 0, needed = 0;
+  int64_t whole[kMaxGroups], changed[kMaxGroups], all = 0, rows = 0, seen = 0, needed = 0;
   for (int64_t g = 0; g < p.groups.count; ++g) {
     whole[g] = changed[g] = 0;
     for (int64_t panel = g * p.groups.stride; panel < (g + 1) * p.groups.stride; ++panel) {
@@ -398,16 +449,19 @@ bool bounds_pay(const Rows<T>& r, const Prepared<T>& p, int64_t chunk, double co
   const int64_t share = 1 + kMost / (samples + 1);
   for (int64_t start = 0; start < r.n; start += kSample * chunk) {
     for (int64_t row = start; row < start + share && row < start + chunk && row < r.n; ++row) {
-      float bounds[kMaxGroups];
-      memcpy(bounds, r.bounds + row * kMaxGroups, sizeof bounds);
+      float bounds[kKept];
+      memcpy(bounds, r.bounds + row * kKept, sizeof bounds);
+      ++rows;
+      if (keeps_label(p, r.before[row], bounds)) continue;
+      ++seen;
       const Needs needs = find_needs(p, find_own(r, p, row), bounds);
       for (int64_t g = 0; g < p.groups.count; ++g) {
         needed += (needs.whole >> g & 1) * whole[g] + (needs.changed >> g & 1) * changed[g];
       }
-      ++rows;
     }
   }
-  const double kept = double(rows) * (1.0 + 256.0 / double(pairs_of(r.d)));
+  const double per_pair = 1.0 / double(pairs_of(r.d));
+  const double kept = double(seen) * (1.0 + 256.0 * per_pair) + double(rows) * 32.0 * per_pair;
   return double(needed) * cost_in_group + kept < double(rows * all) * cost;
 }
 

@@ -4,12 +4,14 @@
 // centroids has none of them costs one comparison.
 //
 // Rows are rounded to x' = v q with |q| <= 127, stored as q + 128, which is unsigned; centroids to c' = u_j q'_j. One
-// instruction multiplies unsigned by signed bytes and adds the products of neighbours:
+// instruction multiplies unsigned by signed bytes and adds the products of neighbours, to sums that begin with -128
+// times those of q' (`starts`) and so end as q.q'. With VNNI, and in the tiles of AMX, they are int32, which no sum
+// fills: 255 * 127 * kMostOfBytes < 2^29. Without, they are int16:
 //   * That must not saturate: two neighbours of a centroid have |q'_i| + |q'_i+1| <= 128, and 255 * 128 < 2^15.
 //   * Sums of int16 wrap around, which does no harm as long as the last one fits. Over the columns that one lane of a
-//     span takes, half of its kByteSpan, it is q.q' if the sum begins with -128 times those of q' (`starts`). Both have
-//     a length of at most kLength + sqrt(kByteSpan / 2) / 2 there, so that it is at most 180.9^2 < 2^15 by Cauchy and
-//     Schwarz. After every span the two lanes of a word are added up in int32.
+//     span takes, half of its kByteSpan, both q and q' have a length of at most kLength + sqrt(kByteSpan / 2) / 2, so
+//     that it is at most 180.9^2 < 2^15 by Cauchy and Schwarz. After every span the two lanes of a word are added up in
+//     int32.
 //
 // The bound, with a_j and b_j as in assign_wide.h: here b_j <= g u_j, where g takes the largest |c~_j| / u_j and r_c /
 // u_j of all centroids; they hardly differ. So with G = |x~| g / v
@@ -22,14 +24,25 @@
 #pragma once
 
 #include "assign_block.h"
+#include "assign_tiles.h"
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__)
 
 namespace dcfast {
 namespace DCFAST_ISA {
 namespace {
 
 constexpr float kLength = 178.0f;
+
+// Where sums are long only g asks for units of about the same length: that of a centroid's largest element, or of three
+// times the mean one (in the root of the mean square) if that is longer.
+constexpr double kPeak = 3.0;
+
+// Rows of a tile.
+constexpr int kByteRows = kHasTiles ? kTileRows : kRows;
+
+// What looking at a row or at a rival costs, in products of int16.
+inline double cost_of_look(int64_t d) { return double(12 * d + 4000) * (kLongSums ? 0.5 : 1.0); }
 
 // Element i of c~, 0 behind the last.
 template <class T>
@@ -44,13 +57,14 @@ float unit_in_bytes(const T* row, int64_t d, const Prepared<T>& p) {
   for (int64_t first = 0; first < d; first += kByteSpan) {
     double squares[2] = {};
     for (int64_t i = first; i < d && i < first + kByteSpan; i += 2) {
-      const double v = shifted_element(row, p, d, i), w = shifted_element(row, p, d, i + 1);
-      squares[i / 2 % 2] += v * v + w * w;
-      neighbours = fmax(neighbours, fabs(v) + fabs(w));
+      const double v = fabs(shifted_element(row, p, d, i)), w = fabs(shifted_element(row, p, d, i + 1));
+      squares[kLongSums ? 0 : i / 2 % 2] += v * v + w * w;
+      neighbours = fmax(neighbours, kLongSums ? fmax(v, w) : v + w);
     }
     longest = fmax(longest, fmax(squares[0], squares[1]));
   }
-  return float(fmax(fmax(sqrt(longest) * (1.0 + 0x1p-40) / double(kLength), neighbours / 126.9), 0x1p-80));
+  const double length = kLongSums ? 126.9 / kPeak * sqrt(double(d)) : double(kLength);
+  return float(fmax(fmax(sqrt(longest) * (1.0 + 0x1p-40) / length, neighbours / 126.9), 0x1p-80));
 }
 
 // A centroid at position `at`, which pack_wide has filled; returns |c~ - c'| / unit.
@@ -76,8 +90,10 @@ double pack_bytes(const T* row, int64_t d, const Prepared<T>& p, int64_t at) {
     }
     memcpy(words + i * kPanel, quad, 4);
     if ((i + 1) % (kByteSpan / 4) != 0 && i + 1 < quads_of(d)) continue;
-    const int16_t start[2] = {int16_t(-128 * sums[0]), int16_t(-128 * sums[1])};
-    memcpy(starts + i / (kByteSpan / 4) * kPanel, start, 4);
+    const int16_t shorts[2] = {int16_t(-128 * sums[0]), int16_t(-128 * sums[1])};
+    int32_t start = -128 * (sums[0] + sums[1]);
+    if (!kLongSums) memcpy(&start, shorts, 4);
+    starts[i / (kByteSpan / 4) * kPanel] = start;
     sums[0] = sums[1] = 0;
   }
   return sqrt(residual) * (1.0 + double(d + 16) * 0x1p-50) + double(p.all.norm[at]) * per * 0x1p-50;
@@ -125,7 +141,8 @@ float pack_row_in_bytes(const T* x, const Prepared<T>& p, int64_t d, uint8_t* q,
   const Measures of = measure_row(x, p, d);
   const float own = length_from(of.square, d);
   if (!(own < kHugeRow)) return -1.0f;
-  const float v = fmaxf(fmaxf(length_from(of.longest, d) / kLength, of.largest / 126.4f), 0x1p-80f), per = 1.0f / v;
+  const float longest = kLongSums ? 0.0f : length_from(of.longest, d) / kLength;
+  const float v = fmaxf(fmaxf(longest, of.largest / 126.4f), 0x1p-80f), per = 1.0f / v;
   Floats rests[2] = {};
   const auto step = [&](int64_t at, int chain) {
     const Floats element = shifted(x + at, p.shift + at, broadcast(scale));
@@ -172,7 +189,7 @@ bool pack_slot_in_bytes(const Rows<T>& r, const Prepared<T>& p, const Scratch& s
   return true;
 }
 
-// The sums of the words [first, last) of one span, in pairs of int16.
+// The sums of the words [first, last) of one span.
 template <int R, int V>
 inline __attribute__((always_inline)) void sum_span(const int16_t* const* row, int64_t first, int64_t last,
                                                     const int32_t* panel, const int32_t* starts, Ints acc[R][V]) {
@@ -195,11 +212,11 @@ inline __attribute__((always_inline)) void sum_span(const int16_t* const* row, i
   }
 }
 
-// D of a panel for the R rows in some slots; whether one of them reaches -G. Not inlined, as products. Where there is
-// but one span the sums stay in registers to the end.
+// D of a panel for the R rows in some slots, as scores_of_tile. Not inlined, as products. Where there is but one span
+// the sums stay in registers to the end.
 template <int R, int V, bool kOneSpan>
-__attribute__((noinline)) bool scores_in_bytes(const int16_t* rows, const int32_t* slots, const InBytes* in_bytes,
-                                               int64_t d, const PackedBytes& p, int64_t at, Floats scores[R][2]) {
+__attribute__((noinline)) uint32_t scores_in_bytes(const int16_t* rows, const int32_t* slots, const InBytes* in_bytes,
+                                                   int64_t d, const PackedBytes& p, int64_t at, Floats scores[R][2]) {
   const int64_t quads = quads_of(d), stride = 2 * pairs_of(d);
   const int32_t *panel = p.operands + at * quads, *starts = p.starts + at * spans_of(d);
   const int16_t* row[R];
@@ -212,7 +229,7 @@ __attribute__((noinline)) bool scores_in_bytes(const int16_t* rows, const int32_
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) before[r][v] = add_neighbours(before[r][v], acc[r][v]);
+      for (int v = 0; v < V; ++v) before[r][v] = add_word(before[r][v], acc[r][v]);
     }
   }
   sum_span<R, V>(row, first, quads, panel, starts, acc);
@@ -222,7 +239,7 @@ __attribute__((noinline)) bool scores_in_bytes(const int16_t* rows, const int32_
     const InBytes& own = in_bytes[slots[r]];
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
-      const Ints product = add_neighbours(kOneSpan ? Ints{} : before[r][v], acc[r][v]);
+      const Ints product = add_word(kOneSpan ? Ints{} : before[r][v], acc[r][v]);
       const Floats score =
           fnmadd(load(p.h + at + v * kFloats), broadcast(own.per), __builtin_convertvector(product, Floats));
       scores[r][v] = fmadd(load(p.per + at + v * kFloats), broadcast(own.limit), score);
@@ -230,7 +247,41 @@ __attribute__((noinline)) bool scores_in_bytes(const int16_t* rows, const int32_
     if (V == 1) scores[r][1] = broadcast(-INFINITY);
     reached |= (V == 1 ? scores[r][0] : maximum(scores[r][0], scores[r][1])) >= broadcast(own.least);
   }
-  return any(reached);
+  return any(reached) ? ~uint32_t(0) : 0;
+}
+
+// D of a panel for a tile of rows, count of the list; returns which of them may reach -G with a centroid.
+template <bool kOneSpan>
+uint32_t scores_of_tile(const Scratch& s, int64_t tile, int64_t count, int64_t d, const PackedBytes& p, int64_t at,
+                        bool half, Floats scores[kByteRows][2]) {
+  const int32_t* slots = s.list + tile * kByteRows;
+#if defined(__AMX_INT8__)
+  const int64_t words = quads_of(d);
+  const uint8_t* rows = s.tile_rows + tile * kByteRows * 4 * words;
+  const int n = int(count - tile * kByteRows < kByteRows ? count - tile * kByteRows : kByteRows);
+  const auto products =
+      n <= 16 ? (half ? tile_products<1, 1> : tile_products<1, 2>) : (half ? tile_products<2, 1> : tile_products<2, 2>);
+  products(rows, words, p.operands + at * words, p.starts + at, s.sums);
+  const Floats h[2] = {load(p.h + at), load(p.h + at + kFloats)},
+               per[2] = {load(p.per + at), load(p.per + at + kFloats)};
+  uint32_t reached = 0;
+  for (int r = 0; r < n; ++r) {
+    const InBytes& own = s.in_bytes[slots[r]];
+    scores[r][1] = broadcast(-INFINITY);
+    uint32_t lanes = 0;
+    for (int v = 0; v < (half ? 1 : 2); ++v) {
+      const Floats sum = __builtin_convertvector(load(s.sums + r * kPanel + v * kFloats), Floats);
+      scores[r][v] = fmadd(per[v], broadcast(own.limit), fnmadd(h[v], broadcast(own.per), sum));
+      lanes |= mask_at_most(broadcast(own.least), scores[r][v]);
+    }
+    reached |= uint32_t(lanes != 0) << r;
+  }
+  return reached;
+#else
+  (void)count;
+  const auto compare = half ? scores_in_bytes<kRows, 1, kOneSpan> : scores_in_bytes<kRows, 2, kOneSpan>;
+  return compare(s.rows, slots, s.in_bytes, d, p, at, scores);
+#endif
 }
 
 // The limit T of a slot, with room for what D rounds of it.
@@ -288,19 +339,20 @@ inline Floats lower_bounds(const Prepared<T>& p, const Scratch& s, int64_t slot,
 template <bool kOneSpan, bool kInGroup, class T>
 void find_rivals(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t count, int64_t first, int64_t last,
                  double g, Ahead* ahead) {
-  const int64_t tiles = (count + kRows - 1) / kRows;
+  const int64_t tiles = (count + kByteRows - 1) / kByteRows;
   const int64_t share = (ahead->end - ahead->at) / ((last - first) * tiles + 1) + 64;
+  if (kHasTiles) gather_rows(s, count, r.d);
   for (int64_t panel = first; panel < last; ++panel) {
     if (p.used[panel] == 0) continue;
     const int64_t position = panel * kPanel;
     const bool half = p.used[panel] <= kFloats;  // the right vector holds padding alone
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int32_t* slots = s.list + tile * kRows;
-      const auto compare = half ? scores_in_bytes<kRows, 1, kOneSpan> : scores_in_bytes<kRows, 2, kOneSpan>;
-      Floats scores[kRows][2];
-      const bool some = compare(s.rows, slots, s.in_bytes, r.d, p.bytes, position, scores);
+      const int32_t* slots = s.list + tile * kByteRows;
+      Floats scores[kByteRows][2];
+      const uint32_t some = scores_of_tile<kOneSpan>(s, tile, count, r.d, p.bytes, position, half, scores);
       ahead->step(share);
-      for (int i = 0; (some || kInGroup) && i < kRows && tile * kRows + i < count; ++i) {
+      for (int i = 0; (some != 0 || kInGroup) && i < kByteRows && tile * kByteRows + i < count; ++i) {
+        if (!kInGroup && (some >> i & 1) == 0) continue;
         const int64_t slot = slots[i];
         const Floats least = broadcast(s.in_bytes[slot].least);
         const float limit = s.in_bytes[slot].limit;
@@ -308,7 +360,7 @@ void find_rivals(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64
         const int64_t own = r.before[s.row[slot]];
         const int own_lane = mask != 0 ? offer(p, s, slot, own, r.d, position, mask, scores[i], g) : -1;
         if (!kInGroup) continue;
-        Floats* lowest = &s.low_in_group[tile * kRows + i].first;
+        Floats* lowest = &s.low_in_group[tile * kByteRows + i].first;
         *lowest = minimum(*lowest, lower_bounds(p, s, slot, position, limit, scores[i], own_lane));
       }
     }
@@ -332,6 +384,7 @@ double start_block(const Prepared<T>& p, const Scratch& s, const Block& block, i
 // All slots of a block with all centroids.
 template <class T>
 void find_all_rivals(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, Ahead* ahead) {
+  const Tiles in_use;
   const double g = start_block(p, s, block, r.d);
   for (int64_t slot = 0; slot < block.count; ++slot) s.list[slot] = int32_t(slot);
   fill_list(s, r.d, block.count);
@@ -342,6 +395,7 @@ void find_all_rivals(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, c
 // As scan_groups; the lowest bounds leave out the own centroid.
 template <class T>
 void scan_groups_in_bytes(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, Ahead* ahead) {
+  const Tiles in_use;
   const double g = start_block(p, s, block, r.d);
   const auto find = r.d <= kByteSpan ? find_rivals<true, true, T> : find_rivals<false, true, T>;
   for_groups(p, s, block, r.d, [&](int64_t group, int64_t first, int64_t count) {
@@ -439,14 +493,14 @@ void reassign_block_in_bytes(const Rows<T>& r, const Prepared<T>& p, const Scrat
   Block block = {};
   int64_t left = 0;
   for (int64_t row = start, since = start; row < stop; ++row) {
-    const Own own = find_own(r, p, row);
-    const Needs needs = find_needs(p, own, r.bounds + row * kMaxGroups);
-    if (needs.whole == 0 && needs.changed == 0) {
-      r.labels[row] = r.before[row];
-    } else if (own.group >= 0 && pack_slot_in_bytes(r, p, s, row, own, &block)) {
-      s.needs[block.count - 1] = needs;
-    } else {
-      s.left[left++] = row;
+    Own own;
+    Needs needs;
+    if (needs_scan(r, p, row, &own, &needs)) {
+      if (own.group >= 0 && pack_slot_in_bytes(r, p, s, row, own, &block)) {
+        s.needs[block.count - 1] = needs;
+      } else {
+        s.left[left++] = row;
+      }
     }
     if (block.count < most && left < most && row + 1 < stop) continue;
     Ahead ahead = r.ahead(row + 1, row + 1 - since);
@@ -466,14 +520,13 @@ void reassign_block_in_bytes(const Rows<T>& r, const Prepared<T>& p, const Scrat
 }
 
 // What looking at rivals costs in bytes, as a share of the products that bytes spare if rows are compared with all
-// centroids; from a sample. A row and each of its rivals cost about as much as 12 d + 4000 products of int16, of which
-// bytes spare half.
+// centroids; from a sample.
 template <class T>
 double cost_of_rivals(const Rows<T>& r, const Prepared<T>& p, const Scratch& s) {
   constexpr int64_t kShare = 16;
   const int64_t most = block_rows(r.d), share = (r.n + kShare - 1) / kShare, rows = share < most ? share : most;
-  const double products = double(*p.all.live * r.d), look = double(12 * r.d + 4000);
-  if (look >= 0.5 * products) return INFINITY;
+  const double products = double(*p.all.live * r.d), look = cost_of_look(r.d);
+  if (look >= kSpared * products) return INFINITY;
   Block block = {};
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t row = i * (r.n / rows);
@@ -488,7 +541,7 @@ double cost_of_rivals(const Rows<T>& r, const Prepared<T>& p, const Scratch& s) 
     const int64_t count = s.rivals[slot].count;
     cost += count > kRivals ? products : look * double(1 + count);
   }
-  return cost / (0.5 * products * double(block.count));
+  return cost / (kSpared * products * double(block.count));
 }
 
 }  // namespace

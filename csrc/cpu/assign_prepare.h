@@ -36,10 +36,11 @@ constexpr float kHugeRow = 0x1p50f;  // rows that far out are rechecked: their s
 // (assign_wide.h), whose cost per score outside the product is twice as high and per element half.
 constexpr int64_t kNarrow = 16;
 
-// The wide pass keeps, per row and group of centroids, how near one of them can be: kMaxGroups floats a row, so that
-// the memory that a fit takes stays below 64 bytes a row. A group is a run of indices, whole panels of AVX2 long. Of
-// many centroids larger groups would hardly ever be far as a whole: they are one group, which costs least to look at.
-constexpr int64_t kMaxGroups = 8, kGroupStep = 16, kMaxGrouped = 512;
+// The wide pass keeps, per row and group of centroids, how near one of them can be, and how far the own centroid: kKept
+// floats a row, so that the memory that a fit takes stays below 64 bytes a row. A group is a run of indices, whole
+// panels of AVX2 long. Of many centroids larger groups would hardly ever be far as a whole: they are one group, which
+// costs least to look at.
+constexpr int64_t kKept = 8, kMaxGroups = kKept - 1, kGroupStep = 16, kMaxGrouped = 512;
 
 inline int64_t group_size(int64_t k) {
   const int64_t share = k <= kMaxGrouped ? kMaxGroups * kGroupStep : kGroupStep;
@@ -51,14 +52,25 @@ inline int64_t align64(int64_t bytes) { return (bytes + 63) & ~int64_t(63); }
 inline int64_t panels_of(int64_t k) { return (k + kPanel - 1) / kPanel; }
 inline int64_t pairs_of(int64_t d) { return (d + 1) / 2; }
 
-// The wide pass may round to bytes first (assign_bytes.h): four of them to a word, spans of kByteSpan columns to a sum.
-#if defined(__AVX2__) && !defined(__AVX512F__)
+// The wide pass may round to bytes first (assign_bytes.h): four of them to a word, spans of kByteSpan columns to a sum,
+// which is an int32 with VNNI and two int16 without. A tile of AMX takes 16 words at a time.
+#if defined(__AVX2__)
 constexpr bool kHasBytes = true;
 #else
-constexpr bool kHasBytes = false;  // a multiply-add of bytes has no advantage over VNNI's of int16, or does not exist
+constexpr bool kHasBytes = false;
 #endif
-constexpr int64_t kByteSpan = 64, kMostOfBytes = 8192;
-inline int64_t quads_of(int64_t d) { return (d + 3) / 4; }
+#if defined(__AVX512VNNI__)
+constexpr bool kLongSums = true;
+#else
+constexpr bool kLongSums = false;
+#endif
+#if defined(__AMX_INT8__)
+constexpr int64_t kTileWords = 16;
+#else
+constexpr int64_t kTileWords = 1;
+#endif
+constexpr int64_t kMostOfBytes = 8192, kByteSpan = kLongSums ? kMostOfBytes : 64;
+inline int64_t quads_of(int64_t d) { return ((d + 3) / 4 + kTileWords - 1) / kTileWords * kTileWords; }
 inline int64_t spans_of(int64_t d) { return (d + kByteSpan - 1) / kByteSpan; }
 
 // One place in 2^23 and the smallest normal number are more than what rounding to float32 can take away.
@@ -87,7 +99,7 @@ struct PackedBytes {
   float* h;           // [positions] that of the centroid / unit; +inf in the padding
   float* per;         // [positions] 1 / unit; 0 in the padding
   int32_t* operands;  // int8 [panels][quads][kPanel][4]
-  int32_t* starts;    // int16 [panels][spans][kPanel][2] what the sums of a span begin with
+  int32_t* starts;    // [panels][spans][kPanel] what the sums of a span begin with
 };
 
 // The panels of the wide pass: every group begins a new one. With `previous`, as many panels follow for the centroids
@@ -113,8 +125,9 @@ struct Prepared {
   bool in_bytes;  // whether they are also there in bytes
   PackedBytes bytes;
   int32_t* used;      // [panels, and again for the changed] positions in use
-  uint32_t* fresh;    // [2] bit g: some centroids of the group changed; fewer panels of them than it has
-  float* drift;       // [kMaxGroups] at least how far a centroid of the group moved; in the data's units
+  uint32_t* fresh;    // [2] bit g: some centroids of the group changed; at most a quarter of its panels are of them
+  float* drift;       // [kKept] at least how far a centroid of the group moved; in the data's units
+  float* step;        // [k] at least how far a centroid moved; with `previous`
   uint8_t* differs;   // [k] whether a centroid differs from `previous`
   uint64_t* hash;     // [k] used while preparing, as are the next two
   int32_t* slots;     // [hash size]
@@ -164,7 +177,8 @@ int64_t layout(int64_t k, int64_t d, bool narrow, bool with_previous, bool label
   p->all.columns = take<T>(base, &at, narrow ? 0 : p->groups.panels * kPanel * d);
   p->used = take<int32_t>(base, &at, narrow ? 0 : panels);
   p->fresh = take<uint32_t>(base, &at, 2);
-  p->drift = take<float>(base, &at, kMaxGroups);
+  p->drift = take<float>(base, &at, kKept);
+  p->step = take<float>(base, &at, !narrow && with_previous ? k : 0);
   p->differs = take<uint8_t>(base, &at, k);
   p->hash = take<uint64_t>(base, &at, k);
   p->slots = take<int32_t>(base, &at, hash_size(k));

@@ -19,6 +19,7 @@
 #pragma once
 
 #include "assign_prepare.h"
+#include "assign_tiles.h"
 
 namespace dcfast {
 namespace DCFAST_ISA {
@@ -138,6 +139,8 @@ struct Scratch {
   InBytes* in_bytes;     // [slots]
   Rivals* rivals;        // [slots]
   int64_t* left;         // [2 slots] rows that bytes leave to int16
+  uint8_t* tile_rows;    // [slots in whole tiles][words][4] the rows of a list, one after the other
+  int32_t* sums;         // [kTileRows][kPanel] of a tile
 };
 
 inline int64_t block_rows(int64_t d) {
@@ -164,6 +167,8 @@ inline int64_t wide_scratch(int64_t d, char* base, Scratch* s) {
   s->in_bytes = take<InBytes>(base, &at, kHasBytes ? slots : 0);
   s->rivals = take<Rivals>(base, &at, kHasBytes ? slots : 0);
   s->left = take<int64_t>(base, &at, kHasBytes ? 2 * slots : 0);
+  s->tile_rows = take<uint8_t>(base, &at, kHasTiles ? (slots + kTileRows) * 4 * quads_of(d) : 0);
+  s->sums = take<int32_t>(base, &at, kHasTiles ? kTileRows * kPanel : 0);
   if (base != nullptr) {
     memset(s->rows + (slots - 1) * 2 * pairs_of(d), 0, size_t(4 * pairs_of(d)));
     s->norms[slots - 1] = s->inverses[slots - 1] = 0.0f;

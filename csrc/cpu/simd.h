@@ -244,7 +244,27 @@ static inline Ints add_products(Ints acc, Ints a, Ints b) {
 #endif
 }
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512VNNI__)
+// ---- products of bytes summed in int32 -----------------------------------------------------------------------------
+
+// 4 x kFloats integers from -128 to 127, with 128 added.
+static inline void store_offset_bytes(uint8_t* p, const Ints v[4]) {
+  typedef uint8_t Bytes __attribute__((vector_size(kFloats), aligned(1), may_alias));
+  for (int i = 0; i < 4; ++i) {
+    *reinterpret_cast<Bytes*>(p + i * kFloats) = __builtin_convertvector(v[i] + 128, Bytes);
+  }
+}
+
+// acc + the sum of the products of four neighbours, unsigned by signed, in every int32.
+static inline Ints add_byte_products(Ints acc, Ints unsigned_bytes, Ints signed_bytes) {
+  return (Ints)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)unsigned_bytes, (__m512i)signed_bytes);
+}
+
+// acc + the sums of one word.
+static inline Ints add_word(Ints acc, Ints sums) { return acc + sums; }
+
+static inline bool any(Ints v) { return _mm512_test_epi32_mask((__m512i)v, (__m512i)v) != 0; }
+#elif defined(__AVX2__)
 // ---- products of bytes summed in int16 -----------------------------------------------------------------------------
 
 // 4 x kFloats integers from -128 to 127, with 128 added.
@@ -262,9 +282,9 @@ static inline Ints add_byte_products(Ints acc, Ints unsigned_bytes, Ints signed_
   return (Ints)_mm256_add_epi16((__m256i)acc, _mm256_maddubs_epi16((__m256i)unsigned_bytes, (__m256i)signed_bytes));
 }
 
-// acc + the sum of both int16 in every lane.
-static inline Ints add_neighbours(Ints acc, Ints shorts) {
-  return acc + (Ints)_mm256_madd_epi16((__m256i)shorts, _mm256_set1_epi16(1));
+// acc + the sums of one word: both int16.
+static inline Ints add_word(Ints acc, Ints sums) {
+  return acc + (Ints)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1));
 }
 
 static inline bool any(Ints v) { return _mm256_testz_si256((__m256i)v, (__m256i)v) == 0; }

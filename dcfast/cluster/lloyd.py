@@ -104,7 +104,7 @@ def lloyd(
     new_labels = torch.empty_like(labels)
     running = ops.RunningSums(k, points.grid, points.weight_grid, device)
     before = centroids  # which `labels` and `bounds` belong to
-    bounds = ops.lower_bounds(points.n_samples, points.n_features, device)
+    bounds = ops.distance_bounds(points.n_samples, points.n_features, device)
 
     def ending(new: torch.Tensor, n_moved: torch.Tensor) -> torch.Tensor:
         still = (n_moved == 0) & (new == centroids).all()

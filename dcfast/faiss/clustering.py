@@ -210,7 +210,7 @@ class _Run:
         labels = torch.full((n,), -1, dtype=torch.int64, device=self.x.device)
         new_labels = torch.empty_like(labels)
         stored = self.index._stored(centroids)
-        bounds = ops.lower_bounds(n, self.x.shape[1], self.x.device)
+        bounds = ops.distance_bounds(n, self.x.shape[1], self.x.device)
         objective = previous = 0.0
         for iteration in range(cp.niter):
             searching = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from dcfast.ops._registry import backend
 from dcfast.ops.accumulate import ClusterSums, Grid, RunningSums, accumulate, column_range, grid_of, means, sum_grid
-from dcfast.ops.assign import assign, lower_bounds, reassign
+from dcfast.ops.assign import assign, distance_bounds, reassign
 from dcfast.ops.batch_norm_relu_pool import batch_norm_relu_pool
 from dcfast.ops.csr import Csr, csr_closer
 from dcfast.ops.draw_rows import draw_rows
@@ -27,6 +27,7 @@ __all__ = [
     "batch_norm_relu_pool",
     "column_range",
     "csr_closer",
+    "distance_bounds",
     "draw_rows",
     "exact_sum",
     "grid_of",
@@ -36,7 +37,6 @@ __all__ = [
     "kmeans_plusplus_batch",
     "linear_weighted_cross_entropy",
     "lloyd",
-    "lower_bounds",
     "means",
     "point_distances",
     "reassign",

@@ -48,5 +48,5 @@ def fit_denormals():
     new[::3] = c[::3]
     labels = ops.assign(x, c)
     moved = torch.empty_like(labels)
-    ops.reassign(x, new, c, labels, ops.lower_bounds(*x.shape, x.device), moved)
+    ops.reassign(x, new, c, labels, ops.distance_bounds(*x.shape, x.device), moved)
     return labels.tolist(), moved.tolist(), bits(fit(x, 20))

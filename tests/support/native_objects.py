@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "amx")
+AMX = ["assign.cpp.o"]  # the other ops of its table are those of avx512
 
 
 def _fresh(build: Path) -> bool:

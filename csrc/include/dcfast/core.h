@@ -398,6 +398,13 @@ typedef int dcfast_cuda_assign_fn(int dtype, const void* x, int64_t x_problem, i
   X(weighted_cross_entropy)        \
   X(weighted_cross_entropy_backward)
 
+// Those of CPU ops that use the tiles of AMX.
+#define DCFAST_AMX_OPS(X) \
+  X(assign_workspace)     \
+  X(assign_prepare)       \
+  X(assign_scratch)       \
+  X(assign)
+
 #define DCFAST_CUDA_OPS(X)        \
   X(assign_workspace)             \
   X(assign)                       \
@@ -425,6 +432,9 @@ DCFAST_CPU_OPS(DCFAST_DECLARE)
 }
 namespace avx512 {
 DCFAST_CPU_OPS(DCFAST_DECLARE)
+}
+namespace amx {
+DCFAST_AMX_OPS(DCFAST_DECLARE)
 }
 #undef DCFAST_DECLARE
 

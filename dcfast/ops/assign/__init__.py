@@ -31,18 +31,18 @@ _op = _registry.define(
 
 
 # As in csrc/cpu/assign_prepare.h.
-_NARROW, _MAX_GROUPS, _GROUP_STEP, _MAX_GROUPED = 16, 8, 16, 512
+_NARROW, _MAX_GROUPS, _GROUP_STEP, _MAX_GROUPED = 16, 7, 16, 512
 
 
 def group_size(k: int) -> int:
-    """Centroids that share a column of `lower_bounds`: the column of centroid j is j // group_size(k)."""
+    """Centroids that share a column of `distance_bounds`: the column of centroid j is j // group_size(k)."""
     groups = _MAX_GROUPS if k <= _MAX_GROUPED else 1
     return -(-k // (groups * _GROUP_STEP)) * _GROUP_STEP
 
 
-def _n_groups(d: int, device: torch.device) -> int:
+def _n_kept(d: int, device: torch.device) -> int:
     # With few columns a scan costs less than the bounds; on a GPU none are kept.
-    return 0 if device.type != "cpu" or d <= _NARROW else _MAX_GROUPS
+    return 0 if device.type != "cpu" or d <= _NARROW else _MAX_GROUPS + 1
 
 
 def _check_reassign(
@@ -63,10 +63,10 @@ def _check_reassign(
         )
     _validate.integers(labels, "labels", x.shape[:-1])
     _validate.same_device(labels, "labels", x)
-    shape = (x.shape[0], _n_groups(x.shape[1], x.device))
+    shape = (x.shape[0], _n_kept(x.shape[1], x.device))
     if bounds.dtype != torch.float32 or bounds.shape != shape or not bounds.is_contiguous():
         raise ValueError(
-            f"bounds is {bounds.dtype} {tuple(bounds.shape)}: expected what lower_bounds makes, contiguous "
+            f"bounds is {bounds.dtype} {tuple(bounds.shape)}: expected what distance_bounds makes, contiguous "
             f"torch.float32 {shape}"
         )
     _validate.same_device(bounds, "bounds", x)
@@ -126,7 +126,7 @@ def assign(x: torch.Tensor | Csr, centroids: torch.Tensor) -> torch.Tensor:
     return csr.assign(x, centroids) if isinstance(x, Csr) else _op(x, centroids)
 
 
-def lower_bounds(n: int, d: int, device: torch.device) -> torch.Tensor:
+def distance_bounds(n: int, d: int, device: torch.device) -> torch.Tensor:
     """What `reassign` keeps from one call to the next, for rows of which nothing is known yet.
 
     Parameters
@@ -137,11 +137,12 @@ def lower_bounds(n: int, d: int, device: torch.device) -> torch.Tensor:
 
     Returns
     -------
-    Tensor of shape (N, G), float32
-        At most the distance (not squared) from row i to every centroid of group g but its own, zeros here. Centroid j
-        belongs to the group j // group_size(k); G is 8, or 0 where no bounds are kept: for d <= 16 and on a GPU.
+    Tensor of shape (N, 8), float32
+        Zeros. In column g comes at most the distance (not squared) from row i to every centroid of group g but its own,
+        in the last one at least that to its own. Centroid j belongs to the group j // group_size(k). Of shape (N, 0)
+        where no bounds are kept: for d <= 16 and on a GPU.
     """
-    return torch.zeros(n, _n_groups(d, device), dtype=torch.float32, device=device)
+    return torch.zeros(n, _n_kept(d, device), dtype=torch.float32, device=device)
 
 
 def reassign(
@@ -165,8 +166,8 @@ def reassign(
         Now and before, of the dtype and device of `x`.
     labels : Tensor of shape (N,), int64
         `assign(x, previous)`, or -1 where it is not known. With any other labels the result is not defined.
-    bounds : Tensor of shape (N, G), float32
-        From `lower_bounds` at first, then as the call with `previous` left them. Updated in place.
+    bounds : Tensor of shape (N, 8) or (N, 0), float32
+        From `distance_bounds` at first, then as the call with `previous` left them. Updated in place.
     out : Tensor of shape (N,), int64
         Receives what `assign(x, centroids)` returns, whatever the backend; only the native one looks at labels and
         bounds. Other memory than `labels`.
