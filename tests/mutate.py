@@ -148,13 +148,6 @@ FAULTS = [
         "tests/test_assign.py -k reassign",
     ),
     Fault(
-        "the distance to the centroid that a row left is kept",
-        BLOCK,
-        "if (label != before) bounds[kOwnLane] = INFINITY;",
-        "",
-        "tests/test_assign.py -k reassign",
-    ),
-    Fault(
         "bytes of a tile in the wrong half",
         TILES,
         "_tile_stored(1, sums + 16, panel_stride)",

@@ -346,12 +346,12 @@ void decide(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Bloc
   rescan(r, p, s, block, open);
 }
 
-// The bounds of the groups that the slot was compared with, now that its label is known.
+// The bounds of the groups that the slot was compared with, now that its label is known. The last lane stays: what is
+// at least the distance to the centroid that a row left is so all the more to a nearer one.
 template <class T>
 void renew_bounds(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t slot) {
   const int64_t row = s.row[slot], before = r.before[row], label = r.labels[row];
   float* bounds = r.bounds + row * kKept;
-  if (label != before) bounds[kOwnLane] = INFINITY;
   const uint32_t scanned = s.needs[slot].whole | s.needs[slot].changed;
   const InGroups& in = s.in_groups[slot];
   float scores[kMaxGroups];
