@@ -42,7 +42,7 @@ constexpr double kPeak = 3.0;
 constexpr int kByteRows = kHasTiles ? kTileRows : kRows;
 
 // What looking at a row or at a rival costs, in products of int16.
-inline double cost_of_look(int64_t d) { return double(12 * d + 4000) * (kLongSums ? 0.5 : 1.0); }
+inline double cost_of_look(int64_t d) { return double(12 * d + 4000); }
 
 // Element i of c~, 0 behind the last.
 template <class T>
