@@ -62,12 +62,17 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "Stopping the clustering": {f"stop after {n}": {"stop_clustering": n} for n in (1, 3, 10)},
     "Number of clusters": {f"k={k}": {"n_clusters": k} for k in (10, 1000, 2000)},
     "Forced imbalance": {f"imbalanced, {b}": {"balance": b, "imbalanced": True} for b in ("sampler", "loss", "none")},
+    "Forced imbalance, 10 clusters": {
+        f"imbalanced, k=10, {b}": {"balance": b, "imbalanced": True, "n_clusters": 10}
+        for b in ("sampler", "loss", "none")
+    },
     "Colours in place of Sobel": {
         "RGB": {"sobel": False},
         "RGB untrained, normalised": {"sobel": False, "train": "statistics"},
     },
     "More images": {
         "50,000 images": {"limit": 50_000},
+        "50,000 images, k=1000": {"limit": 50_000, "n_clusters": 1000},
         "50,000 images, 24 epochs": {"limit": 50_000, "epochs": 24, "lr_schedule": "cosine"},
     },
     "Learning rate": {"cosine": {"lr_schedule": "cosine"}},
@@ -78,6 +83,7 @@ UNTRAINED = {
     "DeepCluster": "untrained, normalised",
     "RGB": "RGB untrained, normalised",
     "50,000 images": "untrained, normalised",
+    "50,000 images, k=1000": "untrained, normalised",
     "50,000 images, 24 epochs": "untrained, normalised",
     "cosine": "untrained, normalised",
 }
