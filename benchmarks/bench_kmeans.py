@@ -8,7 +8,7 @@ import pytest
 import sklearn.cluster
 import torch
 
-from dcfast import KMeans, kmeans_plusplus
+from dcfast import BisectingKMeans, KMeans, MiniBatchKMeans, kmeans_plusplus
 
 SHAPES = [
     (100_000, 256, 1_000, 10),
@@ -75,4 +75,25 @@ def test_kmeans_plusplus(compare):
         {"scikit-learn": lambda: sklearn.cluster.kmeans_plusplus(x, k, random_state=0)},
         operations=2.0 * n * d * k * (2 + int(np.log(k))),
         rounds=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "k"), [(1_000, 10, 8), (20_000, 10, 8), (100_000, 2, 10), (100_000, 16, 64), (50_000, 64, 100)]
+)
+@pytest.mark.parametrize("kind", [MiniBatchKMeans, BisectingKMeans])
+def test_relatives(compare, kind, n, d, k):
+    """Whole fits of the other two estimators as they come, from the same random state."""
+    random = np.random.default_rng(0)
+    centres = 3 * random.standard_normal((k, d), dtype=np.float32)
+    x = random.standard_normal((n, d), dtype=np.float32) + centres[random.integers(k, size=n)]
+    quality = {}
+
+    def fit(name, estimator):
+        quality[name] = f"objective {estimator(k, random_state=0).fit(x).inertia_:.6e}"
+
+    compare(
+        lambda: fit("dcfast", kind),
+        {"scikit-learn": lambda: fit("scikit-learn", getattr(sklearn.cluster, kind.__name__))},
+        quality=quality,
     )

@@ -1,7 +1,5 @@
 """MiniBatchKMeans: scikit-learn's batches and results, exact steps."""
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 import sklearn.cluster
@@ -9,8 +7,8 @@ import torch
 from sklearn.datasets import make_blobs
 from sklearn.exceptions import NotFittedError
 
-from dcfast import MiniBatchKMeans, ops
-from dcfast.cluster.minibatch import _batches, minibatch_means
+from dcfast import MiniBatchKMeans
+from dcfast.cluster.minibatch import _batches
 
 
 def blobs(n=900, d=6, dtype=np.float64, centers=10):
@@ -65,36 +63,33 @@ def test_partial_fit_agrees_with_scikit_learn(weighted):
         np.testing.assert_allclose(ours.cluster_centers_, theirs.cluster_centers_, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_a_step_is_the_definition(cpu_backend, dtype, weighted):
-    generator = torch.Generator().manual_seed(0)
-    x = (torch.randn(60, 3, generator=generator) * torch.tensor([1e-3, 1.0, 1e3])).to(dtype)
-    centroids = x[:5].clone()
-    weight = torch.rand(60, generator=generator, dtype=torch.float64) if weighted else None
-    labels = ops.assign(x, centroids)
-    labels[labels == 3] = 0  # a cluster that is given nothing
-    seen = torch.tensor([0.0, 3.7, 1e9, 5.0, 0.1], dtype=torch.float64)
-    new, new_seen = minibatch_means(x, weight, labels, centroids, seen)
-    for j in range(5):
-        rows = torch.nonzero(labels == j)[:, 0].tolist()
-        given = [1.0 if weight is None else float(weight[i]) for i in rows]
-        total = float(seen[j]) + float(sum(map(Fraction, given)))
-        assert float(new_seen[j]) == total
-        for i in range(3):
-            exact = sum(Fraction(w * float(x[row, i])) for w, row in zip(given, rows, strict=True))
-            mean = (float(centroids[j, i]) * float(seen[j]) + float(exact)) / total if rows else centroids[j, i]
-            assert torch.equal(new[j, i], torch.as_tensor(mean, dtype=torch.float64).to(dtype))
-
-
-def test_batches_are_those_of_choice():
-    weight = torch.rand(500, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("n", [500, 30_011])
+def test_batches_are_those_of_choice(n):
+    weight = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for given in (None, weight):
-        share = np.ones(500) if given is None else given.numpy()
+        share = np.ones(n) if given is None else given.numpy()
         ours, theirs = np.random.RandomState(3), np.random.RandomState(3)
-        draw = _batches(500, given, 64, ours)
+        draw = _batches(n, given, 64, ours)
         for _ in range(20):
-            np.testing.assert_array_equal(draw(), theirs.choice(500, 64, p=share / share.sum()))
+            np.testing.assert_array_equal(draw(), theirs.choice(n, 64, p=share / share.sum()))
+
+
+def test_draws_on_the_edges_are_those_of_choice():
+    n = 30_011
+    share = np.ones(n) / n
+    cumulative = np.cumsum(share)
+    cumulative /= cumulative[-1]
+    # On an edge, on its neighbours, and on the multiples of 1 / n that it is near.
+    edges = np.concatenate([[0.0], cumulative[:-1], np.arange(n) / n])
+    at = np.concatenate([edges, np.nextafter(edges, 0.0), np.nextafter(edges, 1.0), [1.0 - 2.0**-53]])
+
+    class Given:
+        def random_sample(self, size):
+            return at
+
+    expected = cumulative.searchsorted(at, side="right")
+    assert (expected != np.minimum((at * n).astype(int), n - 1)).any()  # there is something to correct
+    np.testing.assert_array_equal(_batches(n, None, len(at), Given())(), expected)
 
 
 def test_labels_equal_predict_and_may_be_left_out():

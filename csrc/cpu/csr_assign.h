@@ -89,10 +89,10 @@ void pack_norms(const T* c, int64_t d, const Prepared<T>& prepared, int64_t at) 
     return;
   }
   const T* row = c + p.index[at] * d;
-  double squares[kChains] = {};
+  double squares[4] = {};  // as many chains hide the latency of the additions
   for (int64_t i = 0; i < d; ++i) {
     const double v = double(row[i]) * *prepared.scale;
-    squares[i % kChains] += v * v;
+    squares[i % 4] += v * v;
   }
   const double square = ((squares[0] + squares[1]) + (squares[2] + squares[3])) * (1.0 + double(d + 8) * 0x1p-52);
   const double half = 0.5 * square, tau = double(d + 2) * 0x1p-120, a = 4.0 * kU * half + tau;

@@ -139,17 +139,20 @@ class BisectingKMeans(BaseKMeans):
             of a callable `init` do not fit.
         """
         points = open_points(self, X, reset=True, sample_weight=sample_weight)
-        # Without weight a row is no member of a cluster.
-        positive = torch.ones(points.n_samples, dtype=torch.bool, device=points.device)
-        if points.sample_weight is not None:
-            positive = points.sample_weight > 0
-        n = int(positive.sum())
+
+        def n_positive(rows: torch.Tensor) -> int:
+            # Without weight a row is no member of a cluster.
+            weight = points.sample_weight
+            return rows.shape[0] if weight is None else int(torch.count_nonzero(weight[rows]))
+
+        everything = torch.arange(points.n_samples, device=points.device)
+        n = n_positive(everything)
         if n < self.n_clusters:
             raise ValueError(f"n_samples={n} should be >= n_clusters={self.n_clusters}.")
         random_state = check_random_state(self.random_state)
         labels = torch.zeros(points.n_samples, dtype=torch.int64, device=points.device)
         # From left to right in the tree: a leaf that is split makes place for its two.
-        leaves = [_Leaf(points.mean(), torch.arange(points.n_samples, device=points.device), n, 0.0, None)]
+        leaves = [_Leaf(points.mean(), everything, n, 0.0, None)]
         # Split s sends a row to the nearer of pairs[s], and from there to the split children[s, nearer], or to the
         # leaf of label ~children[s, nearer].
         pairs = torch.empty(self.n_clusters - 1, 2, points.n_features, dtype=points.dtype, device=points.device)
@@ -161,13 +164,14 @@ class BisectingKMeans(BaseKMeans):
             leaf = leaves[chosen]
             if leaf.place is not None:
                 children[leaf.place] = split
-            members = points.subset(leaf.rows)
+            members = points if leaf.place is None else points.subset(leaf.rows)
             found = self._bisect(members, random_state)
             pairs[split] = found.centroids
-            scores = self._scores(members, found)
-            halves = [leaf.rows[found.labels == side] for side in (0, 1)]
+            sides = [torch.nonzero(found.labels == side)[:, 0] for side in (0, 1)]
+            scores = self._scores(members, found, sides)
+            halves = [leaf.rows[side] for side in sides]
             leaves[chosen : chosen + 1] = [
-                _Leaf(found.centroids[side], rows, int(positive[rows].sum()), scores[side], (split, side))
+                _Leaf(found.centroids[side], rows, n_positive(rows), scores[side], (split, side))
                 for side, rows in enumerate(halves)
             ]
         for label, leaf in enumerate(leaves):
@@ -201,12 +205,12 @@ class BisectingKMeans(BaseKMeans):
             print(f"Split {points.n_samples} rows: inertia {float(best.inertia)}")
         return best
 
-    def _scores(self, points: Points, found: Lloyd) -> list[float]:
-        """What each half of a split counts when the next cluster to split is chosen."""
+    def _scores(self, points: Points, found: Lloyd, sides: list[torch.Tensor]) -> list[float]:
+        """What each half of a split, of these rows, counts when the next cluster to split is chosen."""
         if self.bisecting_strategy == "largest_cluster":
-            return torch.bincount(found.labels, minlength=2).tolist()
+            return [float(rows.shape[0]) for rows in sides]
         distances = points.distances(found.centroids, found.labels, weighted=True)
-        return [float(ops.exact_sum(distances[found.labels == side])) for side in (0, 1)]
+        return [float(ops.exact_sum(distances[rows])) for rows in sides]
 
     def predict(self, X: Any) -> Any:
         """Label of the leaf that every row of X falls into.

@@ -22,10 +22,8 @@ from dcfast.cluster.points import Points, open_points
 class MiniBatchKMeans(BaseKMeans):
     """k-means that moves its centroids after every batch of rows (Sculley 2010), with scikit-learn's interface.
 
-    A centroid is the mean of all rows that it was ever given. A step is exact: the sums of the batch are the real sums
-    (see `dcfast.ops.accumulate`), and c becomes RN_T(RN64(RN64(c W) + S) / W_new) where W is the weight that c has
-    seen, S the sum of its rows of the batch, rounded once, and W_new the weight with theirs. So a run is a pure
-    function of the data, the parameters and the seed, on any number of threads and any backend.
+    A centroid is the mean of all rows that it was ever given. A step is exact (see `dcfast.ops.minibatch_step`), so
+    that a run is a pure function of the data, the parameters and the seed, on any number of threads and any backend.
 
     Parameters
     ----------
@@ -270,12 +268,10 @@ class MiniBatchKMeans(BaseKMeans):
         reassign = bool((seen == 0).any()) or self._since_reassignment >= 10 * self.n_clusters
         if reassign:
             self._since_reassignment = 0
-        labels = ops.assign(x, centroids)
-        inertia = float(ops.inertia(x, centroids, labels, weight))
-        centroids, seen = minibatch_means(x, weight, labels, centroids, seen, grid)
+        centroids, seen, inertia = ops.minibatch_step(x, centroids, seen, weight, grid)
         if reassign and self.reassignment_ratio > 0:
             centroids, seen = self._reassign(x, centroids, seen, random_state)
-        return centroids, seen, inertia
+        return centroids, seen, float(inertia)
 
     def _reassign(
         self,
@@ -291,9 +287,9 @@ class MiniBatchKMeans(BaseKMeans):
         n = x.shape[0]
         if light.sum() > 0.5 * n:
             light[np.argsort(weight, kind="stable")[n // 2 :]] = False
-        which = torch.as_tensor(np.flatnonzero(light), device=centroids.device)
-        if not len(which):
+        if not light.any():
             return centroids, seen
+        which = torch.as_tensor(np.flatnonzero(light), device=centroids.device)
         if self.verbose:
             print(f"{len(which)} centroids move to random rows")
         rows = torch.as_tensor(random_state.choice(n, size=len(which), replace=False), device=centroids.device)
@@ -305,45 +301,6 @@ class MiniBatchKMeans(BaseKMeans):
         labels = points.assign(centroids)
         self.labels_ = points.answer(labels.int())
         self.inertia_ = float(points.inertia(centroids, labels))
-
-
-def minibatch_means(
-    x: torch.Tensor | ops.Csr,
-    weight: torch.Tensor | None,
-    labels: torch.Tensor,
-    centroids: torch.Tensor,
-    seen: torch.Tensor,
-    grid: ops.Grid | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The means of all rows that the centroids have been given, those of this batch included.
-
-    Parameters
-    ----------
-    x : Tensor or Csr of shape (n, d)
-        The batch.
-    weight : Tensor of shape (n,), float64, optional
-    labels : Tensor of shape (n,), int64
-    centroids : Tensor of shape (k, d)
-    seen : Tensor of shape (k,), float64
-        W, the weight of the rows before this batch.
-    grid : Grid, optional
-        As for `ops.accumulate`.
-
-    Returns
-    -------
-    centroids : Tensor of shape (k, d)
-        RN_T(RN64(RN64(c W) + S) / W_new), where S is the rounded exact sum of the batch's members; c itself where they
-        weigh nothing.
-    seen : Tensor of shape (k,), float64
-        W_new, the rounded sum of W and the batch's weight.
-    """
-    sums = ops.accumulate(x, labels, centroids.shape[0], weight, grid)
-    # Means of weight 1 are the sums themselves.
-    added = ops.means(sums._replace(total=torch.ones_like(seen)), torch.zeros_like(centroids, dtype=torch.float64))
-    given = sums.counts > 0
-    after = torch.where(given, seen + sums.total, seen)
-    mean = ((centroids.double() * seen[:, None] + added) / after[:, None]).to(centroids.dtype)
-    return torch.where(given[:, None], mean, centroids), after
 
 
 class _EarlyStop:
@@ -389,6 +346,18 @@ class _EarlyStop:
 def _batches(n: int, weight: torch.Tensor | None, size: int, random_state: np.random.RandomState) -> Any:
     """A function that draws what `random_state.choice(n, size, p=weight / weight.sum())` would, in O(size log n)."""
     share = np.ones(n) if weight is None else weight.cpu().numpy()
-    cumulative = np.cumsum(share / share.sum())
-    cumulative /= cumulative[-1]
-    return lambda: cumulative.searchsorted(random_state.random_sample(size), side="right")
+    edges = np.zeros(n + 1)
+    np.cumsum(share / share.sum(), out=edges[1:])
+    edges /= edges[-1]
+
+    def draw() -> np.ndarray:
+        at = random_state.random_sample(size)
+        if weight is not None:
+            return edges[1:].searchsorted(at, side="right")
+        # Edges of equal shares are multiples of 1 / n up to rounding, which few draws fall into.
+        rows = np.minimum((at * n).astype(np.intp), n - 1)
+        off = np.flatnonzero((at < edges[rows]) | (at >= edges[rows + 1]))
+        rows[off] = edges[1:].searchsorted(at[off], side="right")
+        return rows
+
+    return draw

@@ -29,6 +29,8 @@ _FEW_OPERATIONS, _MANY_OPERATIONS = 2**22, 2**26
 DEFAULT_MEMORY = 2**25
 # The same where rows pass from the host to a GPU: large copies, and four of them in flight or in buffers.
 _STREAM_MEMORY = 2**30
+# Cached properties of points.
+_GRIDS = ("row_grid", "grid", "weight_grid")
 # Elements of rows that are divided by their norms at once.
 _UNIT_ELEMENTS = 2**18
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -92,6 +94,8 @@ class Points(ABC):
         else:
             part = Sliced(self.source[rows.cpu().numpy()], self.dtype, DEFAULT_MEMORY)
         part.sample_weight, part.answer = weight, self.answer
+        # What sums of all rows fit, sums of some do.
+        part.__dict__.update({name: self.__dict__[name] for name in _GRIDS if name in self.__dict__})
         return part
 
     def select(self, rows: torch.Tensor) -> torch.Tensor | ops.Csr:

@@ -10,6 +10,7 @@ from dcfast.ops.inertia import exact_sum, inertia, point_distances
 from dcfast.ops.kmeans_plusplus import kmeans_plusplus, kmeans_plusplus_batch
 from dcfast.ops.linear_weighted_cross_entropy import linear_weighted_cross_entropy
 from dcfast.ops.lloyd import Runs, lloyd
+from dcfast.ops.minibatch_step import minibatch_step
 from dcfast.ops.sobel_conv2d import sobel_conv2d
 from dcfast.ops.split_empty import split_empty
 from dcfast.ops.weighted_cross_entropy import inverse_size_weights, weighted_cross_entropy
@@ -38,6 +39,7 @@ __all__ = [
     "linear_weighted_cross_entropy",
     "lloyd",
     "means",
+    "minibatch_step",
     "point_distances",
     "reassign",
     "sobel_conv2d",

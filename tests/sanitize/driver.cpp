@@ -234,6 +234,26 @@ void lloyd(const std::vector<T>& x, const Shape& s, int n_threads, Results* resu
   append(results, inertia);
 }
 
+// A batch with weights, and the next.
+template <class T>
+void minibatch_step(const std::vector<T>& x, const Shape& s, std::vector<T> c, int n_threads, Results* results) {
+  constexpr int64_t kWords = 3;
+  const int64_t unit = -90;
+  std::vector<int64_t> low(size_t(s.d), unit);
+  std::vector<double> scale(size_t(s.d), ldexp(1.0, int(-unit))), weight(size_t(s.n), 0.75), seen(size_t(s.k), 1.0);
+  int64_t bytes;
+  check(ops::minibatch_step_workspace(kType<T>, s.n, s.d, s.k, kWords, n_threads, &bytes));
+  Workspace workspace(bytes);
+  for (int batch = 0; batch < 2; ++batch) {
+    double inertia = 0.0;
+    check(ops::minibatch_step(kType<T>, x.data(), s.d, s.n, s.d, batch == 0 ? weight.data() : nullptr, low.data(),
+                              scale.data(), kWords, workspace.get(), c.data(), seen.data(), s.k, &inertia, n_threads));
+    append(results, &inertia, 8);
+  }
+  append(results, c);
+  append(results, seen);
+}
+
 template <class T>
 Results everything(const Shape& s, int n_threads) {
   Results results;
@@ -253,6 +273,7 @@ Results everything(const Shape& s, int n_threads) {
   csr(x, s, c, n_threads, &results);
   for (bool cached : {false, true}) kmeans_plusplus(x, s, cached, n_threads, &results);
   lloyd(x, s, n_threads, &results);
+  minibatch_step(x, s, c, n_threads, &results);
   return results;
 }
 

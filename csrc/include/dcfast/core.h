@@ -186,6 +186,17 @@ typedef int dcfast_cpu_lloyd_fn(int dtype, const void* x, int64_t row_stride, co
                                 const int64_t* seed, void* workspace, int64_t bytes, void* centroids, int64_t* labels,
                                 double* inertia, int64_t* n_iter, int64_t* status, int n_threads);
 
+// ---- minibatch_step: one batch of rows, in place ---------------------------------------------------------------
+// Bytes of the workspace (64-byte aligned) for n <= 2^22 rows.
+typedef int dcfast_cpu_minibatch_step_workspace_fn(int dtype, int64_t n, int64_t d, int64_t k, int64_t n_words,
+                                                   int n_threads, int64_t* bytes);
+// inertia[0] becomes that of the rows for the centroids (k x d) as they are, which then become the means of all that
+// they were given: of weight seen (k) so far. weight (n doubles) may be null; low, scale and n_words as for lloyd.
+typedef int dcfast_cpu_minibatch_step_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                         const double* weight, const int64_t* low, const double* scale, int64_t n_words,
+                                         void* workspace, void* centroids, double* seen, int64_t k, double* inertia,
+                                         int n_threads);
+
 // ---- split_empty: donors for empty clusters, in place --------------------------------------------------------
 typedef int dcfast_cpu_split_empty_fn(int dtype, void* centroids, int64_t* counts, int64_t k, int64_t d, int64_t seed,
                                       int64_t iteration);
@@ -379,6 +390,8 @@ typedef int dcfast_cuda_assign_fn(int dtype, const void* x, int64_t x_problem, i
   X(draw_rows)                     \
   X(lloyd_workspace)               \
   X(lloyd)                         \
+  X(minibatch_step_workspace)      \
+  X(minibatch_step)                \
   X(split_empty)                   \
   X(sobel_conv2d_plan)             \
   X(sobel_conv2d_pack)             \

@@ -23,8 +23,8 @@ class Csr:
 
     Notes
     -----
-    `assign`, `reassign`, `accumulate`, `RunningSums.move`, `column_range`, `point_distances` and `inertia` take it in
-    the place of the rows and return what they return for its dense form.
+    `assign`, `reassign`, `accumulate`, `RunningSums.move`, `column_range`, `minibatch_step`, `point_distances` and
+    `inertia` take it in the place of the rows and return what they return for its dense form.
     """
 
     indptr: torch.Tensor
