@@ -38,6 +38,7 @@ BLOCK = "csrc/cpu/assign_block.h"
 BYTES = "csrc/cpu/assign_bytes.h"
 TILES = "csrc/cpu/assign_tiles.h"
 FEW = "csrc/cpu/assign_few.h"
+GRID = "csrc/cpu/assign_grid.h"
 ACCUMULATE = "csrc/cpu/accumulate.cpp"
 ROWS = "csrc/cpu/rows.h"
 D64 = "csrc/cpu/d64.h"
@@ -174,6 +175,31 @@ FAULTS = [
         "epsilon = double(epsilon_of(r.d)) + 0x1p-30",
         "epsilon = 0x1p-30",
         "tests/test_assign.py -k order_of_addition",
+    ),
+    Fault(
+        "rows beside the grid taken for on it",
+        GRID,
+        "whole - v : v - whole",
+        "0.0f * v : v",
+        "tests/test_assign.py -k beside",
+    ),
+    Fault("the tail beside the grid", GRID, "whole = whole && v == rint(v);", "", "tests/test_assign.py -k beside"),
+    Fault(
+        "more units than float32 holds",
+        GRID,
+        "0x1p23 - 0.5 * square",
+        "0x1p27 - 0.5 * square",
+        "tests/test_assign.py -k units",
+    ),
+    Fault(
+        "ties on the grid to any", GRID, "other < position ?", "other > position ?", "tests/test_assign.py -k lattices"
+    ),
+    Fault(
+        "finer centroids on a coarse grid",
+        GRID,
+        "fmin(grid, lowest)",
+        "fmax(grid, lowest)",
+        "tests/test_assign.py -k lattices",
     ),
     Fault("neighbours saturate", BYTES, "neighbours / 126.9", "neighbours / 250.0", "tests/test_assign.py -k bytes"),
     Fault("sums wrap around", BYTES, "kLength = 178.0f", "kLength = 400.0f", "tests/test_assign.py -k bytes"),

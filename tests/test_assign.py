@@ -1,5 +1,7 @@
 """assign: every backend returns the label of the definition, on shapes and values that hurt."""
 
+import ctypes
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from dcfast.ops import _native
 from dcfast.ops.assign import group_size
 
 SHAPES = [(1, 1, 1), (5, 3, 2), (100, 7, 33), (257, 64, 100), (300, 300, 50), (97, 513, 17), (13, 1, 40), (211, 71, 7)]
-KINDS = ["normal", "lattice", "holes", "huge", "tiny", "duplicates", "offset", "mixed", "nonfinite"]
+KINDS = ["normal", "lattice", "holes", "tenths", "huge", "tiny", "duplicates", "offset", "mixed", "nonfinite"]
 
 
 def make(n, d, k, kind, dtype):
@@ -19,6 +21,9 @@ def make(n, d, k, kind, dtype):
         x, c = (2 * x).round(), (2 * c).round()
     elif kind == "holes":  # of a lattice: every centroid is as near as every other
         x, c = x.round() * 0, c.sign()
+    elif kind == "tenths":  # the same where no grid of a power of two helps
+        x, c = x * 0, 0.1 * c.sign()
+        x[::3] = 0.1 * (2 * c[torch.arange(len(x[::3])) % k]).round()
     elif kind == "huge":
         x, c = x * 1e20, c * 1e20
     elif kind == "tiny":
@@ -112,6 +117,80 @@ def test_gaps_below_the_precision_of_the_pass(d):
     c = c * (1 + 1e-5 * torch.rand(len(c), 1, generator=generator))
     with ops.backend("native"):
         assert torch.equal(ops.assign(x, c), reference(x, c))
+
+
+def rechecked(monkeypatch, x, c):
+    """The labels, and how many of the rows D64 had to decide."""
+    core, counts = _native.cpu(), []
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(core, name)
+
+        def assign(self, *arguments):
+            core.assign(*arguments)
+            counts.append(ctypes.c_int64.from_address(arguments[-2]).value)
+
+    with monkeypatch.context() as patch, ops.backend("native"):
+        patch.setattr(_native, "cpu", Counting)
+        labels = ops.assign(x, c)
+    return labels, counts[-1]
+
+
+@pytest.mark.parametrize("isa", _native._C.isas)
+@pytest.mark.parametrize("kind", ["lattice", "holes"])
+@pytest.mark.parametrize(("d", "k"), [(24, 61), (61, 200), (250, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize(("unit", "offset"), [(1.0, 0.0), (0.125, 3.0), (2.0, -100.0)])
+def test_lattices_need_no_recheck(monkeypatch, isa, kind, d, k, dtype, unit, offset):
+    monkeypatch.setenv("DCFAST_ISA", isa)
+    x, c = (unit * t + offset for t in make(300, d, k, kind, dtype))
+    labels, count = rechecked(monkeypatch, x, c)
+    assert torch.equal(labels, reference(x, c))
+    assert count == 0
+
+
+@pytest.mark.parametrize("isa", _native._C.isas)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bits", range(13))
+@pytest.mark.parametrize("length", [0, 2, 5])
+def test_units_of_a_lattice_are_told_apart_whatever_their_number(monkeypatch, isa, dtype, bits, length):
+    """Of two centroids one unit apart in one element the row is level with the second, by half a unit of the score."""
+    monkeypatch.setenv("DCFAST_ISA", isa)
+    generator = torch.Generator().manual_seed(bits)
+    centres = torch.randint(-(2**bits), 2**bits + 1, (40, 40), generator=generator)
+    at = torch.randint(40, (40,), generator=generator)
+    beside = centres.clone()
+    beside[torch.arange(40), at] += 1
+    c = torch.stack([beside, centres], 1).flatten(0, 1).to(dtype)
+    rows = torch.arange(400) % 40
+    far = torch.randint(-1, 2, (400, 40), generator=generator) * 2**length * (torch.arange(400) % 3)[:, None]
+    far[torch.arange(400), at[rows]] = 0
+    x = (centres[rows] + far).to(dtype)
+    labels, _ = rechecked(monkeypatch, x, c)
+    assert torch.equal(labels, reference(x, c))
+    assert (labels % 2 == 1).sum() > 100
+
+
+@pytest.mark.parametrize("isa", _native._C.isas)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("at", [0, 40])  # in a vector, and behind the last
+def test_rows_beside_a_lattice_are_not_on_it(monkeypatch, isa, dtype, at):
+    monkeypatch.setenv("DCFAST_ISA", isa)
+    centres = torch.randint(-3, 4, (20, 41), generator=torch.Generator().manual_seed(0)).to(dtype)
+    c = centres.repeat_interleave(2, 0)
+    c[::2, at] += 1
+    c[1::2, at] -= 1
+    x = centres.repeat(5, 1)
+    x[:, at] -= 1e-6  # nearer to the second
+    x[7], x[50, 3], x[51, at] = 1e30, torch.nan, torch.inf
+    labels, count = rechecked(monkeypatch, x, c)
+    assert torch.equal(labels, reference(x, c))
+    assert count > 0
+    level = centres.repeat(5, 1)
+    level[13, at] += 0.5
+    labels, _ = rechecked(monkeypatch, level, c)
+    assert torch.equal(labels, reference(level, c))
 
 
 @pytest.mark.parametrize("isa", _native._C.isas)

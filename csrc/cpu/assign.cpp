@@ -1,7 +1,8 @@
 // Labels of the nearest centroids: a pass whose error is bounded per score, and a recheck in double of the rows that
 // the bound cannot decide. See dcfast/ops/assign/__init__.py for the definition of a label, assign_prepare.h for the
 // bound, assign_narrow.h and assign_wide.h for the two passes, assign_block.h for what the wide one leaves out,
-// assign_bytes.h for its faster form where labels are known, and assign_few.h for a few centroids.
+// assign_bytes.h for its faster form where labels are known, assign_grid.h for lattices, and assign_few.h for a few
+// centroids.
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -10,6 +11,7 @@
 #include "assign_block.h"
 #include "assign_bytes.h"
 #include "assign_few.h"
+#include "assign_grid.h"
 #include "assign_narrow.h"
 #include "assign_prepare.h"
 #include "dtype.h"
@@ -161,6 +163,7 @@ void prepare(const T* c, int64_t k, int64_t d, const T* previous, bool labelled,
   int64_t* distinct = d <= kNarrow ? p.all.index : p.distinct;
   const int64_t live = *p.all.live = find_distinct(c, k, d, p, distinct);
   find_shift(c, live, d, distinct, p, n_threads);
+  if (d > kNarrow) find_grid(c, live, d, distinct, p);
   find_scale(c, live, d, distinct, p, n_threads);
   if (d > kNarrow) {
     pack_all(c, live, d, p, n_threads);

@@ -385,29 +385,20 @@ void forget_bounds(const Rows<T>& r, int64_t start, int64_t stop) {
   memset(r.bounds + start * kKept, 0, sizeof(float) * kKept * size_t(stop - start));
 }
 
+// The lowest bounds of all slots among all centroids.
+template <class T>
+void find_lowest_of_all(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, Ahead* ahead) {
+  for (int64_t at = 0; at < block.count; ++at) s.list[at] = int32_t(at);
+  fill_list(s, r.d, block.count);
+  find_lowest(p, s, block, block.count, r.d, 0, p.groups.panels, s.low, ahead);
+}
+
 // Labels of all slots by all centroids.
 template <class T>
 void assign_slots(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, Ahead* ahead,
                   int64_t* counts) {
-  for (int64_t at = 0; at < block.count; ++at) s.list[at] = int32_t(at);
-  fill_list(s, r.d, block.count);
-  find_lowest(p, s, block, block.count, r.d, 0, p.groups.panels, s.low, ahead);
+  find_lowest_of_all(r, p, s, block, ahead);
   decide(r, p, s, block, counts);
-}
-
-// Labels of the rows [start, stop) by all centroids.
-template <class T>
-void assign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t start, int64_t stop,
-                  int64_t n_threads, int64_t* counts) {
-  const int64_t most = block_rows(r.d);
-  for (int64_t first = start; first < stop; first += most) {
-    Block block = {};
-    const int64_t last = first + most < stop ? first + most : stop;
-    for (int64_t row = first; row < last; ++row) pack_slot(r, p, s, row, kUnknown, Needs{}, &block);
-    // The next block of this thread, if the threads keep in step.
-    Ahead ahead = r.ahead(last < stop ? last : stop + (n_threads - 1) * (stop - start), most);
-    assign_slots(r, p, s, block, &ahead, counts);
-  }
 }
 
 // Labels and bounds of the rows [start, stop) by the centroids that they need.

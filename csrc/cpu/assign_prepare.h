@@ -88,6 +88,7 @@ struct Packed {
   float* b;        // [positions] rounded up; the wide pass adds the part that depends on the rows
   float* norm;     // [positions] |c~| rounded up
   float* unit;     // [positions] wide: c' = unit * its integers
+  float* half;     // [positions] wide, on a grid: |c~|^2/2; +inf in the padding
   void* operands;  // narrow: float32 [tiles][d][kShare]; wide: int16 [panels][pairs][kPanel][2]
   T* columns;      // wide: [panels][d][kPanel] the centroids themselves, for the recheck
 };
@@ -120,6 +121,7 @@ struct Prepared {
   Groups groups;  // wide
   double* scale;  // [1]
   double* slack;  // [1]
+  double* grid;   // [2] wide: see assign_grid.h
   T* shift;       // [d] m
   Packed<T> all;  // distinct finite centroids, in the order of their index
   bool in_bytes;  // whether they are also there in bytes
@@ -156,6 +158,7 @@ int64_t layout(int64_t k, int64_t d, bool narrow, bool with_previous, bool label
   const int64_t panels = narrow ? panels_of(k) : p->groups.panels * (with_previous ? 2 : 1);
   p->scale = take<double>(base, &at, 1);
   p->slack = take<double>(base, &at, 1);
+  p->grid = take<double>(base, &at, 2);
   p->shift = take<T>(base, &at, d);
   p->all.live = take<int64_t>(base, &at, 1);
   p->all.largest = take<float>(base, &at, 3);
@@ -165,6 +168,7 @@ int64_t layout(int64_t k, int64_t d, bool narrow, bool with_previous, bool label
   p->all.b = take<float>(base, &at, panels * kPanel);
   p->all.norm = take<float>(base, &at, panels * kPanel);
   p->all.unit = take<float>(base, &at, panels * kPanel);
+  p->all.half = take<float>(base, &at, narrow ? 0 : panels * kPanel);
   p->all.operands = take<float>(base, &at, panels * kPanel * (narrow ? d : pairs_of(d)));
   p->in_bytes = kHasBytes && !narrow && labelled && d <= kMostOfBytes;
   const int64_t in_bytes = p->in_bytes ? panels * kPanel : 0;
@@ -308,7 +312,7 @@ template <class T>
 void pack_padding(const Prepared<T>& prepared, int64_t at, int64_t d) {
   const Packed<T>& p = prepared.all;
   p.index[at] = -1;
-  p.h[at] = INFINITY;
+  p.h[at] = p.half[at] = INFINITY;
   p.a[at] = p.b[at] = p.norm[at] = p.unit[at] = 0.0f;
   if (prepared.in_bytes) {
     prepared.bytes.h[at] = INFINITY;
@@ -326,6 +330,7 @@ void copy_position(const Prepared<T>& prepared, int64_t from, int64_t to, int64_
   p.b[to] = p.b[from];
   p.norm[to] = p.norm[from];
   p.unit[to] = p.unit[from];
+  p.half[to] = p.half[from];
   if (prepared.in_bytes) {
     prepared.bytes.h[to] = prepared.bytes.h[from];
     prepared.bytes.unit[to] = prepared.bytes.unit[from];

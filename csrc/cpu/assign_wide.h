@@ -49,11 +49,13 @@ void pack_wide(const T* c, int64_t j, int64_t d, const Prepared<T>& prepared, in
     largest = fmax(largest, fabs(v));
     column[i * kPanel] = row[i];
   }
+  p.half[at] = float(0.5 * square);
   square *= 1.0 + double(d + 8) * 0x1p-52;
   const double norm = sqrt(square) * (1.0 + 0x1p-50), half = 0.5 * square;
   // The length that the integers may have, less what rounding them adds to it and some places of float32.
   const double length = 65533.0 - 0.5 * sqrt(double(d)), floor = 0x1p-80;
-  const float unit = float(fmax(fmax(norm, floor) / length, largest / 32766.5));
+  const bool on_grid = *prepared.grid > 0.0;
+  const float unit = float(on_grid ? *prepared.grid * scale : fmax(fmax(norm, floor) / length, largest / 32766.5));
   int16_t* packed = static_cast<int16_t*>(p.operands) + (at / kPanel) * pairs_of(d) * kPanel * 2 + at % kPanel * 2;
   double residual = 0.0;
   for (int64_t i = 0; i < d; ++i) {
@@ -320,8 +322,12 @@ struct PanelBounds {
   Floats h, b, unit;
 };
 
+// In the place of rho: rows and centroids are on the grid (assign_grid.h), where nothing is rounded.
+constexpr float kExact = -1.0f;
+
 template <class T>
 inline __attribute__((always_inline)) PanelBounds bounds_of(const Packed<T>& p, int64_t at, float rho) {
+  if (rho == kExact) return PanelBounds{load(p.half + at), Floats{}, load(p.unit + at)};
   Floats b = load(p.norm + at) * (rho + 16.0f * float(kU)) + load(p.b + at) * (1.0f + rho + 16.0f * float(kU));
   return PanelBounds{load(p.h + at), b * (1.0f + 16.0f * float(kU)), load(p.unit + at)};
 }
