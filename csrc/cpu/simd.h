@@ -199,7 +199,11 @@ static inline Ints load(const int32_t* p) { return *reinterpret_cast<const Ints*
 
 // Adding 1.5 * 2^23 rounds |v| < 2^22 to an integer and leaves it in the low bits of the sum.
 constexpr float kRounder = 12582912.0f;
-static inline Ints as_integers(Floats v_plus_rounder) { return (Ints)v_plus_rounder - (Ints)broadcast(kRounder); }
+static inline Ints as_integers(Floats v_plus_rounder) {
+  // Unsigned, or the difference of what is no such number would be undefined.
+  typedef uint32_t Words __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  return (Ints)((Words)v_plus_rounder - (Words)broadcast(kRounder));
+}
 
 // kFloats integers that fit int16, and twice as many.
 static inline void store_int16(int16_t* p, Ints v) {

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -90,6 +91,7 @@ def why_not(op: Op, backend: str, device: str, installed: Installed) -> str | No
     return None
 
 
+@functools.cache
 def select(op: Op, device: str, installed: Installed, override: str | None = None) -> Choice:
     """Which backend serves `op` on `device`: a pure function of its arguments.
 
@@ -183,6 +185,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type)
 
 
+@functools.cache
+def _module(package: str, backend: str) -> ModuleType:
+    return importlib.import_module(f"{package}.{backend}")
+
+
 def _first_tensor(args: tuple[Any, ...]) -> torch.Tensor:
     return next(a for a in args if isinstance(a, torch.Tensor))
 
@@ -218,7 +225,7 @@ def define(
 
     def run(*args: Any) -> Any:
         check(*args)
-        module = importlib.import_module(f"{package}.{_backend_for(op, _first_tensor(args).device)}")
+        module = _module(package, _backend_for(op, _first_tensor(args).device))
         return getattr(module, name)(*args)
 
     def run_fake(*args: Any) -> Any:
