@@ -10,6 +10,7 @@ from dcfast.ops import _native
 from dcfast.ops.assign import group_size
 
 SHAPES = [(1, 1, 1), (5, 3, 2), (100, 7, 33), (257, 64, 100), (300, 300, 50), (97, 513, 17), (13, 1, 40), (211, 71, 7)]
+SHAPES += [(150, 50, 30)]
 KINDS = ["normal", "lattice", "holes", "tenths", "huge", "tiny", "duplicates", "offset", "mixed", "nonfinite"]
 
 
@@ -151,16 +152,17 @@ def test_lattices_need_no_recheck(monkeypatch, isa, kind, d, k, dtype, unit, off
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bits", range(13))
 @pytest.mark.parametrize("length", [0, 2, 5])
-def test_units_of_a_lattice_are_told_apart_whatever_their_number(monkeypatch, isa, dtype, bits, length):
+@pytest.mark.parametrize("pairs", [40, 150])  # rows in the lanes, and centroids
+def test_units_of_a_lattice_are_told_apart_whatever_their_number(monkeypatch, isa, dtype, bits, length, pairs):
     """Of two centroids one unit apart in one element the row is level with the second, by half a unit of the score."""
     monkeypatch.setenv("DCFAST_ISA", isa)
     generator = torch.Generator().manual_seed(bits)
-    centres = torch.randint(-(2**bits), 2**bits + 1, (40, 40), generator=generator)
-    at = torch.randint(40, (40,), generator=generator)
+    centres = torch.randint(-(2**bits), 2**bits + 1, (pairs, 40), generator=generator)
+    at = torch.randint(40, (pairs,), generator=generator)
     beside = centres.clone()
-    beside[torch.arange(40), at] += 1
+    beside[torch.arange(pairs), at] += 1
     c = torch.stack([beside, centres], 1).flatten(0, 1).to(dtype)
-    rows = torch.arange(400) % 40
+    rows = torch.arange(400) % pairs
     far = torch.randint(-1, 2, (400, 40), generator=generator) * 2**length * (torch.arange(400) % 3)[:, None]
     far[torch.arange(400), at[rows]] = 0
     x = (centres[rows] + far).to(dtype)
@@ -172,9 +174,10 @@ def test_units_of_a_lattice_are_told_apart_whatever_their_number(monkeypatch, is
 @pytest.mark.parametrize("isa", _native._C.isas)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("at", [0, 40])  # in a vector, and behind the last
-def test_rows_beside_a_lattice_are_not_on_it(monkeypatch, isa, dtype, at):
+@pytest.mark.parametrize("pairs", [20, 100])
+def test_rows_beside_a_lattice_are_not_on_it(monkeypatch, isa, dtype, at, pairs):
     monkeypatch.setenv("DCFAST_ISA", isa)
-    centres = torch.randint(-3, 4, (20, 41), generator=torch.Generator().manual_seed(0)).to(dtype)
+    centres = torch.randint(-3, 4, (pairs, 41), generator=torch.Generator().manual_seed(0)).to(dtype)
     c = centres.repeat_interleave(2, 0)
     c[::2, at] += 1
     c[1::2, at] -= 1
@@ -223,11 +226,12 @@ def test_batched_and_strided(cpu_backend):
     wide = torch.randn(40, 12, generator=torch.Generator().manual_seed(1))
     assert torch.equal(ops.assign(wide[:, ::2], c), reference(wide[:, ::2].contiguous(), c))
     assert torch.equal(ops.assign(wide.T[:6].T, c), reference(wide[:, :6].contiguous(), c))
-    x, c = make(300, 40, 20, "normal", torch.float32)
-    gaps = torch.cat([x, -x], 1)[:, :40]
-    assert torch.equal(ops.assign(gaps, c), reference(x, c))
-    bounds = ops.distance_bounds(300, 40, x.device)
-    assert torch.equal(reassign(gaps, c, c, torch.full((300,), -1), bounds), reference(x, c))
+    for d, k in ((40, 20), (100, 40)):
+        x, c = make(300, d, k, "normal", torch.float32)
+        gaps = torch.cat([x, -x], 1)[:, :d]
+        assert torch.equal(ops.assign(gaps, c), reference(x, c))
+        bounds = ops.distance_bounds(300, d, x.device)
+        assert torch.equal(reassign(gaps, c, c, torch.full((300,), -1), bounds), reference(x, c))
 
 
 def moved(c, kind, share, generator):
@@ -269,7 +273,7 @@ def assert_bounds_hold(bounds, x, c, labels):
 @pytest.mark.parametrize("share", [0, 0.05, 0.4, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_reassign_is_assign(cpu_backend, dtype, share, kind):
-    for n, d, k in [(257, 64, 100), (300, 33, 7), (97, 213, 17), (100, 5, 33), (120, 20, 300)]:
+    for n, d, k in [(257, 64, 100), (300, 33, 7), (300, 70, 7), (97, 213, 17), (100, 5, 33), (120, 20, 300)]:
         x, c = make(n, d, k, kind, dtype)
         generator = torch.Generator().manual_seed(n)
         bounds = ops.distance_bounds(n, d, x.device)

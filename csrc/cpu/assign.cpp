@@ -153,19 +153,20 @@ template <class T>
 void prepare(const T* c, int64_t k, int64_t d, const T* previous, bool labelled, char* workspace, int n_threads) {
   IeeeMode ieee;
   Prepared<T> p;
-  layout(k, d, d <= kNarrow, previous != nullptr, labelled, workspace, &p);
+  const bool narrow = is_narrow(k, d);
+  layout(k, d, narrow, previous != nullptr, labelled, workspace, &p);
 #pragma omp parallel num_threads(n_threads)
   {
     IeeeMode ieee;
 #pragma omp for schedule(static)
     for (int64_t j = 0; j < k; ++j) p.hash[j] = hash_row(c + j * d, d);
   }
-  int64_t* distinct = d <= kNarrow ? p.all.index : p.distinct;
+  int64_t* distinct = narrow ? p.all.index : p.distinct;
   const int64_t live = *p.all.live = find_distinct(c, k, d, p, distinct);
   find_shift(c, live, d, distinct, p, n_threads);
-  if (d > kNarrow) find_grid(c, live, d, distinct, p);
+  find_grid(c, live, d, distinct, p);
   find_scale(c, live, d, distinct, p, n_threads);
-  if (d > kNarrow) {
+  if (!narrow) {
     pack_all(c, live, d, p, n_threads);
     if (p.in_bytes) pack_all_bytes(c, d, p, n_threads);
     if (previous != nullptr) find_changed(c, previous, k, d, p, n_threads);
@@ -215,7 +216,7 @@ void assign_part(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64
 template <class T>
 void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* counts, int n_threads) {
   IeeeMode ieee;
-  const bool narrow = r.d <= kNarrow, known = !narrow && r.previous != nullptr;
+  const bool narrow = is_narrow(r.k, r.d), known = !narrow && r.previous != nullptr;
   Prepared<T> p;
   layout(r.k, r.d, narrow, r.previous != nullptr, r.before != nullptr, workspace, &p);
   if (*p.all.live == 0) {
@@ -253,7 +254,9 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
         transpose(r.row(start), r.stride, stop - start, r.d, p, slim);
         // The next block of this thread, if the threads keep in step.
         const Ahead ahead = r.ahead(stop + (n_threads - 1) * rows, rows);
-        assign_columns(r.row(start), r.stride, stop - start, r.d, r.centroids, p, slim, ahead, r.labels + start, own);
+        const bool exact = on_grid(r.row(start), r.stride, stop - start, r.d, p);
+        assign_columns(r.row(start), r.stride, stop - start, r.d, r.centroids, p, slim, exact, ahead, r.labels + start,
+                       own);
       } else {
         const bool with_bounds = plan.with_bounds || (known && !plan.few && block % kSample == 0);
         assign_part(r, p, wide, start, stop, with_bounds, plan, n_threads, own);
@@ -275,7 +278,7 @@ int assign_workspace(int dtype, int64_t k, int64_t d, bool with_previous, bool l
   if (k > INT32_MAX - kPanel || d > (int64_t(1) << 20)) return DCFAST_OUT_OF_RANGE;
   return with_dtype(dtype, [&](auto element) {
     Prepared<decltype(element)> p;
-    *bytes = layout(k, d, d <= kNarrow, with_previous, labelled, nullptr, &p);
+    *bytes = layout(k, d, is_narrow(k, d), with_previous, labelled, nullptr, &p);
   });
 }
 
@@ -288,11 +291,11 @@ int assign_prepare(int dtype, const void* centroids, int64_t k, int64_t d, const
   });
 }
 
-int assign_scratch(int dtype, int64_t d, int64_t* bytes) {
+int assign_scratch(int dtype, int64_t k, int64_t d, int64_t* bytes) {
   if (dtype != DCFAST_FLOAT32 && dtype != DCFAST_FLOAT64) return DCFAST_INVALID_DTYPE;
   Scratch wide = {};
   NarrowScratch narrow = {};
-  *bytes = d <= kNarrow ? narrow_scratch(d, nullptr, &narrow) : wide_scratch(d, nullptr, &wide);
+  *bytes = is_narrow(k, d) ? narrow_scratch(d, nullptr, &narrow) : wide_scratch(d, nullptr, &wide);
   return DCFAST_OK;
 }
 

@@ -10,7 +10,7 @@ namespace dcfast {
 namespace DCFAST_ISA {
 namespace {
 
-constexpr int64_t kFew = 8, kFewBytes = 24 * 1024;
+constexpr int64_t kFewBytes = 24 * 1024;
 constexpr int kAtOnce = 4;  // centroids that share the loads of a row
 
 inline Floats lanes_of(const float*) { return Floats{}; }

@@ -1,6 +1,6 @@
 // Lattices, where ties are everywhere and the recheck would compare most rows with most centroids in D64: where all
-// centroids are small multiples of one power of two, the grid, and the rows of a block are too, the int16 pass rounds
-// nothing, and neither does D64, so that equal scores are ties, which the lowest index wins.
+// centroids are small multiples of one power of two, the grid, and the rows of a block are too, neither the narrow nor
+// the wide pass rounds, and D64 does not either, so that equal scores are ties, which the lowest index wins.
 //
 // In units of the grid, from the shift, which lies on it: a row is q, a centroid q', both integers. With Q >= |q'| and
 // |q| Q + Q^2 / 2 <= 2^23 the product q.q' and the score |q'|^2 / 2 - q.q' are multiples of 1/2 up to 2^23, which
@@ -82,19 +82,16 @@ inline Floats units_from_shift(const double* x, const double* m, float per, Floa
   return narrowed(halves[0], halves[1]);
 }
 
-// Put a row into the next slot, if it lies on the grid and is not too long.
+// Whether a row lies on the grid and is not too long; its q, if that is not null.
 template <class T>
-bool pack_slot_on_grid(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t row, Block* block) {
-  const int64_t at = block->count, d = r.d;
-  const T* x = r.row(row);
+bool on_grid(const T* x, const Prepared<T>& p, int64_t d, int16_t* q) {
   const float per = float(1.0 / p.grid[0]);
-  int16_t* q = s.rows + at * 2 * pairs_of(d);
   Floats off = {}, squares = {};
   int64_t i = 0;
   for (; i + kFloats <= d; i += kFloats) {
     const Floats units = units_from_shift(x + i, p.shift + i, per, &off);
     squares = fmadd(units, units, squares);
-    store_int16(q + i, as_integers(units + kRounder));
+    if (q != nullptr) store_int16(q + i, as_integers(units + kRounder));
   }
   float square = sum(squares);
   bool whole = sum(off) == 0.0f;
@@ -102,15 +99,16 @@ bool pack_slot_on_grid(const Rows<T>& r, const Prepared<T>& p, const Scratch& s,
     const double v = double(x[i]) * double(per), units = v - double(p.shift[i]) * double(per);
     whole = whole && v == rint(v);
     square += float(units) * float(units);
-    q[i] = int16_t(fmax(-32768.0, fmin(32767.0, units)));
+    if (q != nullptr) q[i] = int16_t(fmax(-32768.0, fmin(32767.0, units)));
   }
-  if (d % 2 != 0) q[d] = 0;
-  if (!whole || !(length_from(square, d) <= float(p.grid[1]))) return false;
-  s.row[at] = row;
-  s.norms[at] = 0.0f;
-  s.inverses[at] = float(p.grid[0] * *p.scale);
-  ++block->count;
-  return true;
+  return whole && length_from(square, d) <= float(p.grid[1]);
+}
+
+template <class T>
+bool on_grid(const T* x, int64_t row_stride, int64_t n, int64_t d, const Prepared<T>& p) {
+  bool all = p.grid[0] > 0.0;
+  for (int64_t row = 0; all && row < n; ++row) all = on_grid(x + row * row_stride, p, d, nullptr);
+  return all;
 }
 
 // Labels of the rows [start, stop), which fit into one block, by all centroids; whether the rows lie on the grid. If
@@ -121,8 +119,13 @@ bool assign_on_grid(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, in
   if (!(p.grid[0] > 0.0)) return false;
   Block block = {};
   block.rho = kExact;
-  for (int64_t row = start; row < stop; ++row) {
-    if (!pack_slot_on_grid(r, p, s, row, &block)) return false;
+  for (int64_t row = start; row < stop; ++row, ++block.count) {
+    int16_t* q = s.rows + block.count * 2 * pairs_of(r.d);
+    if (!on_grid(r.row(row), p, r.d, q)) return false;
+    if (r.d % 2 != 0) q[r.d] = 0;
+    s.row[block.count] = row;
+    s.norms[block.count] = 0.0f;
+    s.inverses[block.count] = float(p.grid[0] * *p.scale);
   }
   find_lowest_of_all(r, p, s, block, ahead);
   for (int64_t slot = 0; slot < block.count; ++slot) {

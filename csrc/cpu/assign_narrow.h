@@ -36,7 +36,7 @@ void pack_narrow(const T* c, int64_t d, const Prepared<T>& prepared, int64_t at)
   float* packed = static_cast<float*>(p.operands) + at / kShare * kShare * d + at % kShare;
   if (at >= *p.live) {
     for (int64_t i = 0; i < d; ++i) packed[i * kShare] = 0.0f;
-    p.h[at] = INFINITY;
+    p.h[at] = p.half[at] = INFINITY;
     p.b[at] = 0.0f;
     return;
   }
@@ -47,6 +47,7 @@ void pack_narrow(const T* c, int64_t d, const Prepared<T>& prepared, int64_t at)
     square += v * v;
     packed[i * kShare] = float(v);
   }
+  p.half[at] = float(0.5 * square);
   square *= 1.0 + double(d + 8) * 0x1p-52;
   const double n = double(d + 4), g = n * kU / (1.0 - n * kU), tau = double(d + 2) * 0x1p-120;
   const double half = 0.5 * square, norm = sqrt(square) * (1.0 + 0x1p-50);
@@ -127,15 +128,16 @@ struct LowestRow {
   Ints position;
 };
 
-// L of kGroupRows rows and the centroids from `position` on, a multiple of kShare.
+// L of kGroupRows rows and the centroids from `position` on, a multiple of kShare; start is p.h, or p.half for rows on
+// the grid (assign_grid.h), whose norms are 0.
 template <class T>
-inline __attribute__((always_inline)) void narrow_bounds(const Packed<T>& p, int64_t position, const float* columns,
-                                                         int64_t d, const Floats norm[kGroup],
+inline __attribute__((always_inline)) void narrow_bounds(const Packed<T>& p, const float* start, int64_t position,
+                                                         const float* columns, int64_t d, const Floats norm[kGroup],
                                                          Floats out[kShare][kGroup]) {
   const float* c = static_cast<const float*>(p.operands) + position * d;
 #pragma GCC unroll 4
   for (int j = 0; j < kShare; ++j) {
-    const Floats h = broadcast(p.h[position + j]), b = broadcast(p.b[position + j]);
+    const Floats h = broadcast(start[position + j]), b = broadcast(p.b[position + j]);
 #pragma GCC unroll 4
     for (int v = 0; v < kGroup; ++v) out[j][v] = fnmadd(norm[v], b, h);
   }
@@ -153,7 +155,7 @@ inline __attribute__((always_inline)) void narrow_bounds(const Packed<T>& p, int
 }
 
 template <class T>
-__attribute__((noinline)) void narrow_scan(const Packed<T>& p, const float* columns, int64_t d,
+__attribute__((noinline)) void narrow_scan(const Packed<T>& p, const float* start, const float* columns, int64_t d,
                                            const Floats norm[kGroup], LowestRow low[kGroup]) {
   LowestRow best[kGroup];
 #pragma GCC unroll 4
@@ -161,7 +163,7 @@ __attribute__((noinline)) void narrow_scan(const Packed<T>& p, const float* colu
   const int64_t live = *p.live;
   for (int64_t at = 0; at < live; at += kShare) {
     Floats value[kShare][kGroup];
-    narrow_bounds(p, at, columns, d, norm, value);
+    narrow_bounds(p, start, at, columns, d, norm, value);
 #pragma GCC unroll 4
     for (int j = 0; j < kShare; ++j) {
       const Ints position = Ints{} + int32_t(at + j);
@@ -226,7 +228,7 @@ void narrow_rescan(const Packed<T>& p, const float* columns, int64_t d, const Fl
   const int64_t live = *p.live;
   for (int64_t at = 0; at < live; at += kShare) {
     Floats value[kShare][kGroup];
-    narrow_bounds(p, at, columns, d, norm, value);
+    narrow_bounds(p, p.h, at, columns, d, norm, value);
     for (int j = 0; j < kShare && at + j < live; ++j) {
       const int64_t index = p.index[at + j];
       for (int v = 0; v < kGroup; ++v) {
@@ -271,10 +273,10 @@ int64_t nearest_of_all(const T* x, const Packed<T>& p, int64_t d, const T* centr
   return best.index;
 }
 
-// Labels of the n rows that `transpose` left in s.
+// Labels of the n rows that `transpose` left in s; exact: they are on the grid.
 template <class T>
 void assign_columns(const T* x, int64_t row_stride, int64_t n, int64_t d, const T* centroids,
-                    const Prepared<T>& prepared, const NarrowScratch& s, Ahead ahead, int64_t* labels,
+                    const Prepared<T>& prepared, const NarrowScratch& s, bool exact, Ahead ahead, int64_t* labels,
                     int64_t* counts) {
   const Packed<T>& p = prepared.all;
   const double rho = double(d + 4) * 0x1p-53;
@@ -284,9 +286,14 @@ void assign_columns(const T* x, int64_t row_stride, int64_t n, int64_t d, const 
     Floats norm[kGroup];
     LowestRow low[kGroup];
     const float* columns = s.columns + start;
-    for (int v = 0; v < kGroup; ++v) norm[v] = load(s.norms + start + v * kFloats);
+    for (int v = 0; v < kGroup; ++v) norm[v] = exact ? Floats{} : load(s.norms + start + v * kFloats);
     ahead.step(kGroupRows * d * int64_t(sizeof(T)));
-    narrow_scan(p, columns, d, norm, low);
+    narrow_scan(p, exact ? p.half : p.h, columns, d, norm, low);
+    // Positions are in the order of the indices, and the first of equal ones is known.
+    for (int64_t row = start; exact && row < n && row < start + kGroupRows; ++row) {
+      labels[row] = p.index[low[(row - start) / kFloats].position[row % kFloats]];
+    }
+    if (exact) continue;
     float limit[kGroupRows];
     int64_t open = 0;
     for (int64_t v = 0; v < kGroup && start + v * kFloats < n; ++v) {

@@ -33,8 +33,11 @@ constexpr double kU = 0x1p-24;       // half a unit in the last place of float32
 constexpr float kHugeRow = 0x1p50f;  // rows that far out are rechecked: their squares must not overflow float32
 
 // Few columns: rows in the lanes and float32 (assign_narrow.h); more: centroids in the lanes and int16
-// (assign_wide.h), whose cost per score outside the product is twice as high and per element half.
-constexpr int64_t kNarrow = 16;
+// (assign_wide.h), where an element of a score costs half as much, but a row as much as 64 elements of the other 56
+// centroids and more. Measured with AVX2 and AVX-512 from 20 x 4 to 256 x 400; the pass for a few centroids
+// (assign_few.h) is ahead of both from 64 columns on.
+constexpr int64_t kFew = 8;
+inline bool is_narrow(int64_t k, int64_t d) { return d <= 16 || (d * (k + 56) <= 6700 && (k > kFew || d < 64)); }
 
 // The wide pass keeps, per row and group of centroids, how near one of them can be, and how far the own centroid: kKept
 // floats a row, so that the memory that a fit takes stays below 64 bytes a row. A group is a run of indices, whole
@@ -88,7 +91,7 @@ struct Packed {
   float* b;        // [positions] rounded up; the wide pass adds the part that depends on the rows
   float* norm;     // [positions] |c~| rounded up
   float* unit;     // [positions] wide: c' = unit * its integers
-  float* half;     // [positions] wide, on a grid: |c~|^2/2; +inf in the padding
+  float* half;     // [positions] on a grid: |c~|^2/2; +inf in the padding
   void* operands;  // narrow: float32 [tiles][d][kShare]; wide: int16 [panels][pairs][kPanel][2]
   T* columns;      // wide: [panels][d][kPanel] the centroids themselves, for the recheck
 };
@@ -121,7 +124,7 @@ struct Prepared {
   Groups groups;  // wide
   double* scale;  // [1]
   double* slack;  // [1]
-  double* grid;   // [2] wide: see assign_grid.h
+  double* grid;   // [2] see assign_grid.h
   T* shift;       // [d] m
   Packed<T> all;  // distinct finite centroids, in the order of their index
   bool in_bytes;  // whether they are also there in bytes
@@ -168,7 +171,7 @@ int64_t layout(int64_t k, int64_t d, bool narrow, bool with_previous, bool label
   p->all.b = take<float>(base, &at, panels * kPanel);
   p->all.norm = take<float>(base, &at, panels * kPanel);
   p->all.unit = take<float>(base, &at, panels * kPanel);
-  p->all.half = take<float>(base, &at, narrow ? 0 : panels * kPanel);
+  p->all.half = take<float>(base, &at, panels * kPanel);
   p->all.operands = take<float>(base, &at, panels * kPanel * (narrow ? d : pairs_of(d)));
   p->in_bytes = kHasBytes && !narrow && labelled && d <= kMostOfBytes;
   const int64_t in_bytes = p->in_bytes ? panels * kPanel : 0;

@@ -150,7 +150,7 @@ void label_rows(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t* 
     const int64_t start = block * kNarrowBlock, count = q.n - start < kNarrowBlock ? q.n - start : kNarrowBlock;
     if (live > 0) {
       assign_columns(q.x + start * q.row_stride, q.row_stride, count, z.d, q.centroids, w.p, block_at(w, block, z.d),
-                     Ahead{nullptr, nullptr}, labels + start, rechecked);
+                     false, Ahead{nullptr, nullptr}, labels + start, rechecked);
     } else {
       for (int64_t row = start; row < start + count; ++row) labels[row] = -1;
     }

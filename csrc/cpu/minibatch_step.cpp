@@ -42,7 +42,7 @@ int64_t layout(int dtype, int64_t n, int64_t d, int64_t k, int64_t n_words, int 
   int64_t prepared = 0, scratch = 0, at = 0;
   const int64_t copies = copies_of(d, n_threads);
   *status = assign_workspace(dtype, k, d, false, false, &prepared);
-  if (*status == DCFAST_OK) *status = assign_scratch(dtype, d, &scratch);
+  if (*status == DCFAST_OK) *status = assign_scratch(dtype, k, d, &scratch);
   b->labels = take<int64_t>(base, &at, n);
   b->distances = take<double>(base, &at, n);
   b->sums = take<int64_t>(base, &at, n_threads * kSumWords);

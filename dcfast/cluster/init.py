@@ -54,11 +54,6 @@ def kmeans_plusplus(
     uniform = points.ranks.from_first(lambda: random_state.uniform(size=(n_clusters - 1, trials)))
     uniform = torch.from_numpy(uniform)
     if isinstance(points, InMemory) and points.ranks.size == 1:
-        if points.is_small(n_clusters):
-            indices = ops.kmeans_plusplus_batch(
-                points.x, points.bounds, points.sample_weight, torch.tensor([first]), uniform[None]
-            )[0]
-            return points.take(indices), indices
         indices = ops.kmeans_plusplus(points.x, points.sample_weight, first, uniform)
         return points.take(indices), indices
     return _kmeans_plusplus(points, first, uniform)

@@ -23,8 +23,12 @@ from dcfast.cluster.ranks import Ranks
 from dcfast.cluster.transfer import on_device
 from dcfast.ops.accumulate.grid import carry_
 
-# Multiply-adds per iteration up to which a problem, alone or among many, is left to one thread.
-_FEW_OPERATIONS, _MANY_OPERATIONS = 2**22, 2**26
+# Multiply-adds per iteration up to which a problem, alone or among many, is left to one thread; and, alone, elements of
+# rows, 16 more each for what a row costs anyway. Measured on two cores, from 200,000 x 2 to 1,000 x 100.
+_FEW_OPERATIONS, _MANY_OPERATIONS = 2**24, 2**26
+_FEW_ELEMENTS = 3 * 2**19
+# The same where one thread takes the mean and the variance of the rows.
+_FEWEST_ELEMENTS = 2**16
 # Bytes of rows that are converted or read at once unless the caller says otherwise.
 DEFAULT_MEMORY = 2**25
 # The same where rows pass from the host to a GPU: large copies, and four of them in flight or in buffers.
@@ -254,16 +258,21 @@ class InMemory(Points):
     def is_small(self, n_clusters: int, *, n_problems: int = 1, n_samples: int | None = None) -> bool:
         """Whether one thread makes a whole run sooner than all threads make one op after the other.
 
-        An iteration by ops costs some 0.3 ms whatever the size. Where there are more problems, of at most `n_samples`
+        An iteration by ops costs some 0.5 ms whatever the size. Where there are more problems, of at most `n_samples`
         rows, no thread waits.
         """
         n_samples = n_samples or self.n_samples
         most = _FEW_OPERATIONS if n_problems == 1 else _MANY_OPERATIONS
         served = self.device.type == "cpu" and self.dtype in (torch.float32, torch.float64) and self.ranks.size == 1
-        return served and n_samples * self.n_features * n_clusters <= most and n_samples <= 2**22
+        few = n_problems > 1 or self._elements <= _FEW_ELEMENTS
+        return served and few and n_samples * self.n_features * n_clusters <= most and n_samples <= 2**22
+
+    @property
+    def _elements(self) -> int:
+        return self.n_samples * (self.n_features + 16)
 
     def mean_variance(self) -> float:
-        if not self.is_small(1):
+        if not self.is_small(1) or self._elements > _FEWEST_ELEMENTS:
             return super().mean_variance()
         # One iteration with one cluster ends at the mean.
         one = torch.zeros(1, 1, self.n_features, dtype=self.dtype)

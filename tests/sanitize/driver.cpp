@@ -76,7 +76,7 @@ void assign(const std::vector<T>& x, const Shape& s, const std::vector<T>& c, co
   int64_t workspace_bytes, scratch_bytes, counts[3] = {};
   const void* old = previous != nullptr ? previous->data() : nullptr;
   check(ops::assign_workspace(kType<T>, s.k, s.d, previous != nullptr, before != nullptr, &workspace_bytes));
-  check(ops::assign_scratch(kType<T>, s.d, &scratch_bytes));
+  check(ops::assign_scratch(kType<T>, s.k, s.d, &scratch_bytes));
   Workspace workspace(workspace_bytes), scratch(scratch_bytes * n_threads);
   check(ops::assign_prepare(kType<T>, c.data(), s.k, s.d, old, before != nullptr, workspace.get(), n_threads));
   check(ops::assign(kType<T>, x.data(), s.d, s.n, s.d, c.data(), s.k, old, workspace.get(), scratch.get(),

@@ -36,7 +36,7 @@ def assign(ops, x, d, centroids, previous=None, labels=None):
     before = None if labels is None else array("q", labels)
     labels, sizes, counts = array("q", [0] * N), array("q", [0, 0]), array("q", [0, 0, 0])
     ops.assign_workspace(0, K, d, previous is not None, before is not None, at(sizes))
-    ops.assign_scratch(0, d, at(sizes) + 8)
+    ops.assign_scratch(0, K, d, at(sizes) + 8)
     workspace, scratch = Memory(sizes[0]), Memory(sizes[1])
     ops.assign_prepare(0, at(centroids), K, d, at(previous), before is not None, workspace.address, 1)
     memory = workspace.address, scratch.address

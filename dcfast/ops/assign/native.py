@@ -89,7 +89,7 @@ def _assign(
     dtype = _DTYPES[wide]
     sizes = torch.zeros(2, dtype=torch.int64)
     core.assign_workspace(dtype, k, d, previous is not None, before is not None, sizes[0:].data_ptr())
-    core.assign_scratch(dtype, d, sizes[1:].data_ptr())
+    core.assign_scratch(dtype, k, d, sizes[1:].data_ptr())
     workspace_bytes, scratch_bytes = sizes.tolist()
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8)
     scratch = torch.empty(scratch_bytes * n_threads, dtype=torch.uint8)
