@@ -56,6 +56,34 @@ def test_kmeans(compare, n, d, k, iterations):
     compare_fits(compare, x, x[:k].copy(), iterations)
 
 
+def blobs(n, d, k):
+    """Rows around k centres, and k of the rows."""
+    random = np.random.default_rng(0)
+    centres = 2 * random.standard_normal((k, d), dtype=np.float32)
+    x = random.standard_normal((n, d), dtype=np.float32) + centres[random.integers(k, size=n)]
+    return x, x[random.choice(n, k, replace=False)]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    ("n", "d", "k"),
+    [
+        (1_000, 10, 8),
+        (1_797, 64, 10),
+        (5_000, 2, 20),
+        (5_000, 100, 20),
+        (10_000, 20, 50),
+        (20_000, 784, 10),
+        (20_000, 32, 2_000),
+        (50_000, 3, 256),
+        (100_000, 8, 8),
+        (100_000, 50, 20),
+    ],
+)
+def test_everyday_sizes(compare, n, d, k):
+    compare_fits(compare, *blobs(n, d, k), 20)
+
+
 @pytest.mark.parametrize("k", [1_000, 100])
 def test_kmeans_of_features(compare, k):
     """To convergence, or 100 iterations, on real features: DCFAST_FEATURES names a .npy file of them, (N, d)."""
@@ -84,9 +112,7 @@ def test_kmeans_plusplus(compare):
 @pytest.mark.parametrize("kind", [MiniBatchKMeans, BisectingKMeans])
 def test_relatives(compare, kind, n, d, k):
     """Whole fits of the other two estimators as they come, from the same random state."""
-    random = np.random.default_rng(0)
-    centres = 3 * random.standard_normal((k, d), dtype=np.float32)
-    x = random.standard_normal((n, d), dtype=np.float32) + centres[random.integers(k, size=n)]
+    x, _ = blobs(n, d, k)
     quality = {}
 
     def fit(name, estimator):
