@@ -8,7 +8,7 @@ import pytest
 from support import memory
 
 # Each would break the promise by a matrix of N x k, by a copy of the input in its dtype or another, by sums for every
-# thread, or by all trials of k-means++ at once.
+# thread, by all trials of k-means++ at once, or by blocks for more rows than there are.
 CASES = [
     (400_000, 8, 100, "float32", 4, "k-means++", "weighted"),
     (300_000, 8, 100, "float64", 2, "k-means++", "array"),
@@ -21,6 +21,7 @@ CASES = [
     (400_000, 64, 4, "float32", 4, "k-means++", "path"),
     (400_000, 64, 4, "float32", 2, "random", "chunks"),
     (400_000, 200, 4, "float64", 2, "random", "sparse"),
+    (15, 100_000, 2, "float32", 2, "random", "array"),
 ]
 
 
