@@ -29,8 +29,8 @@ _FEW_OPERATIONS, _MANY_OPERATIONS = 2**24, 2**26
 _FEW_ELEMENTS = 3 * 2**19
 # The same where one thread takes the mean and the variance of the rows.
 _FEWEST_ELEMENTS = 2**16
-# A fused run holds whole blocks of 256 rows, however few there are: 8 MiB at so many columns.
-_FEW_COLUMNS = 2**13
+# A fused run holds whole blocks of 256 rows, however few there are: at so many columns 1 MiB, as much as L2 holds.
+_FEW_COLUMNS = 2**10
 # Bytes of rows that are converted or read at once unless the caller says otherwise.
 DEFAULT_MEMORY = 2**25
 # The same where rows pass from the host to a GPU: large copies, and four of them in flight or in buffers.
@@ -266,9 +266,8 @@ class InMemory(Points):
         n_samples = n_samples or self.n_samples
         most = _FEW_OPERATIONS if n_problems == 1 else _MANY_OPERATIONS
         served = self.device.type == "cpu" and self.dtype in (torch.float32, torch.float64) and self.ranks.size == 1
-        few = n_problems > 1 or self._elements <= _FEW_ELEMENTS
-        fits = n_samples <= 2**22 and self.n_features <= _FEW_COLUMNS
-        return served and few and fits and n_samples * self.n_features * n_clusters <= most
+        few = n_problems > 1 or (self._elements <= _FEW_ELEMENTS and self.n_features <= _FEW_COLUMNS)
+        return served and few and n_samples * self.n_features * n_clusters <= most and n_samples <= 2**22
 
     @property
     def _elements(self) -> int:
