@@ -21,7 +21,10 @@ template <class T>
 inline void squares_between(const T* x, const T* const c[kAtOnce], int64_t d, double out[kAtOnce]) {
   using Lanes = decltype(lanes_of(x));
   constexpr int64_t kLanes = int64_t(sizeof(Lanes) / sizeof(T));
-  Lanes acc[kAtOnce][2] = {};  // two chains each hide the latency
+  // Two chains each hide the latency. All loops over them are unrolled, or they would not stay in registers.
+  Lanes acc[kAtOnce][2];
+#pragma GCC unroll 4
+  for (int j = 0; j < kAtOnce; ++j) acc[j][0] = acc[j][1] = Lanes{};
   int64_t i = 0;
   const auto step = [&](int64_t at, int chain) {
     const Lanes v = load(x + at);
@@ -44,6 +47,7 @@ inline void squares_between(const T* x, const T* const c[kAtOnce], int64_t d, do
   for (; i < d; ++i) {
     for (int j = 0; j < kAtOnce; ++j) tail[j] += (x[i] - c[j][i]) * (x[i] - c[j][i]);
   }
+#pragma GCC unroll 4
   for (int j = 0; j < kAtOnce; ++j) out[j] = double(sum(acc[j][0] + acc[j][1]) + tail[j]);
 }
 
