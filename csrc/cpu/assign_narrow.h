@@ -108,13 +108,25 @@ void transpose(const T* x, int64_t row_stride, int64_t n, int64_t d, const Prepa
     }
     for (int64_t row = n; row < padded; ++row) column[row] = 0.0f;
   }
-  for (int64_t row = 0; row < padded; row += kFloats) {
-    Floats squares = {};
-    for (i = 0; i < d; ++i) {
-      const Floats v = load(s.columns + i * kNarrowBlock + row);
-      squares = fmadd(v, v, squares);
+  for (int64_t row = 0; row < padded; row += kGroupRows) {
+    // As many chains as hide the latency of a multiply-add.
+    Floats squares[2][kGroup];
+#pragma GCC unroll 4
+    for (int v = 0; v < kGroup; ++v) squares[0][v] = squares[1][v] = Floats{};
+    const auto add = [&](int64_t column, int chain) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kGroup; ++v) {
+        const Floats element = load(s.columns + column * kNarrowBlock + row + v * kFloats);
+        squares[chain][v] = fmadd(element, element, squares[chain][v]);
+      }
+    };
+    for (i = 0; i + 2 <= d; i += 2) {
+      add(i, 0);
+      add(i + 1, 1);
     }
-    store(s.norms + row, squares);
+    if (i < d) add(i, 0);
+#pragma GCC unroll 4
+    for (int v = 0; v < kGroup; ++v) store(s.norms + row + v * kFloats, squares[0][v] + squares[1][v]);
   }
   const float up = 1.0f + float(d + 8) * 0x1p-23f, floor = sqrtf(float(d)) * 0x1p-74f;
   for (int64_t row = 0; row < padded; ++row) {
