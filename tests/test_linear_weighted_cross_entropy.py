@@ -1,14 +1,11 @@
 """linear_weighted_cross_entropy: against torch's two steps, with their own error as the measure, in bounded memory."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support import head_memory
+from support import head_memory, memory
 from support.cross_entropy import DTYPES, REDUCTIONS, longest, oracle
 from torch.nn import functional as F
 
@@ -292,11 +289,7 @@ def test_module():
 @pytest.mark.parametrize(("n", "d", "k", "dtype"), [(6_000, 16, 8_000, "float32"), (7_000, 16, 8_000, "bfloat16")])
 def test_memory_beyond_the_results(n, d, k, dtype):
     """All logits would be 183 and 107 MiB; a block's are 16 and 8."""
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-m", head_memory.__name__, *map(str, (n, d, k)), dtype]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr
-    taken, promised = int(ended.stdout), head_memory.promised(n, d, k, dtype)
+    taken, promised = memory.taken(head_memory, n, d, k, dtype), head_memory.promised(n, d, k, dtype)
     print(f"{taken / 2**20:.0f} MiB of {promised / 2**20:.0f} MiB")
     assert taken <= promised
 

@@ -1,10 +1,12 @@
 """Prints the bytes that one fit takes beyond its input, and what is promised for it.
 
-python tests/support/memory.py N D K DTYPE THREADS INIT KIND
+PYTHONPATH=tests python -m support.memory N D K DTYPE THREADS INIT KIND
 """
 
 import ctypes
+import os
 import re
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -15,6 +17,22 @@ import scipy.sparse
 import torch
 
 from dcfast import KMeans
+
+
+def taken(program, *arguments):
+    """What a program of this folder prints: bytes. It is a process of its own, so that no other test's peak counts."""
+    settings = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        # A fixed threshold: glibc's own moves with what is freed, and what it then keeps comes to a multiple of the
+        # largest block, another one each time.
+        "MALLOC_MMAP_THRESHOLD_": "131072",
+    }
+    command = [sys.executable, "-m", program.__name__, *map(str, arguments)]
+    environment = {**os.environ, **settings}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return int(ended.stdout)
 
 
 def status(name):
