@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from dcfast.ops import _registry, _validate, csr
-from dcfast.ops.accumulate.grid import Grid, check_weight, grid_of, range_op, sum_grid
+from dcfast.ops.accumulate.grid import Grid, check_grid, check_weight, grid_of, range_op, sum_grid
 from dcfast.ops.csr import Csr
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Grid",
     "RunningSums",
     "accumulate",
+    "check_grid",
     "check_weight",
     "column_range",
     "grid_of",
@@ -60,9 +61,7 @@ def _check_accumulate(
         raise ValueError(f"n_clusters={n_clusters}: expected at least 1")
     if sample_weight is not None:
         check_weight(sample_weight, x)
-    _validate.integers(low, "low", (x.shape[-1],))
-    if not 1 <= n_words <= 26:
-        raise ValueError(f"n_words={n_words}: expected 1 to 26; take the grid from sum_grid")
+    check_grid(low, n_words, x)
 
 
 def _fake_accumulate(

@@ -47,6 +47,14 @@ def check_weight(sample_weight: torch.Tensor, x: torch.Tensor) -> None:
     _validate.row_weights(sample_weight, x.shape[:-1], x)
 
 
+def check_grid(low: torch.Tensor, n_words: int, x: torch.Tensor) -> None:
+    """`low` and `n_words` are a grid of the columns of `x`."""
+    _validate.integers(low, "low", (x.shape[-1],))
+    # From 2^-480 to 2^480 and 53 bits are 1,013, of which 26 words hold the sums of 2^49 rows.
+    if not 1 <= n_words <= 26:
+        raise ValueError(f"n_words={n_words}: expected 1 to 26; take the grid from sum_grid")
+
+
 def _check_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> None:
     _validate.points(x, "x")
     if sample_weight is not None:

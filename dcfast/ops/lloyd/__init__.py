@@ -8,7 +8,7 @@ import torch
 
 from dcfast.ops import _registry, _validate
 from dcfast.ops._scalar import scalar
-from dcfast.ops.accumulate import Grid, check_weight, sum_grid
+from dcfast.ops.accumulate import Grid, check_grid, check_weight, sum_grid
 
 EMPTY = ("farthest", "split", "keep")
 # Values of `Runs.ended`.
@@ -81,9 +81,7 @@ def _check(
     _validate.points_like(centroids[:1].flatten(0, 1), "centroids", x)
     if sample_weight is not None:
         check_weight(sample_weight, x)
-    _validate.integers(low, "low", (x.shape[1],))
-    if not 1 <= n_words <= 26:
-        raise ValueError(f"n_words={n_words}: expected 1 to 26; take the grid from sum_grid")
+    check_grid(low, n_words, x)
     if max_iter < 0:
         raise ValueError(f"max_iter={max_iter}: expected 0 or more")
     if empty not in EMPTY:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from dcfast.ops import _registry, _validate
-from dcfast.ops.accumulate import Grid, accumulate, check_weight, sum_grid
+from dcfast.ops.accumulate import Grid, accumulate, check_grid, check_weight, sum_grid
 from dcfast.ops.assign import assign
 from dcfast.ops.csr import Csr
 from dcfast.ops.inertia import inertia
@@ -48,9 +48,7 @@ def _check(
     _check_seen(seen, centroids)
     if sample_weight is not None:
         check_weight(sample_weight, x)
-    _validate.integers(low, "low", (x.shape[1],))
-    if not 1 <= n_words <= 26:
-        raise ValueError(f"n_words={n_words}: expected 1 to 26; take the grid from sum_grid")
+    check_grid(low, n_words, x)
 
 
 def _check_seen(seen: torch.Tensor, centroids: torch.Tensor) -> None:
