@@ -1,6 +1,5 @@
 """lloyd: whole runs in one call give, bit for bit, what the loop over the other ops gives for each problem alone."""
 
-import importlib
 from functools import partial
 
 import pytest
@@ -11,6 +10,7 @@ from dcfast.cluster import lloyd as cluster_lloyd
 from dcfast.cluster.lloyd import lloyd as one_run
 from dcfast.cluster.points import InMemory
 from dcfast.ops import _native
+from dcfast.ops.lloyd import native as lloyd_native
 
 EMPTY = ["farthest", "split", "keep"]
 ENDED = [None, "labels", "tol"]
@@ -66,6 +66,52 @@ def test_native_equals_the_definition(sizes, k, d, kind, empty, dtype, weighted)
     assert equal(*runs)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_relative_tolerance(dtype, weighted):
+    """A run ends after its first step if that is at most tol mean variances: to the last bit."""
+    x, offsets, starts = make([90, 33, 257], 6, 20, "mixed", dtype)
+    x[40] = torch.inf  # belongs to no cluster, and counts as a row that does not vary
+    rows = x.double().split([90, 33, 257])
+    weight = weights(len(x)) if weighted else None
+    run = partial(ops.lloyd, x, offsets, starts, sample_weight=weight, max_iter=1)
+    step = (run().centroids.double() - starts.double()).square().sum((1, 2))
+    finite = [part[part.isfinite().all(1)] for part in rows]
+    variance = torch.stack([part.var(0, correction=0).mean() * len(part) for part in finite]) / torch.tensor(
+        [90, 33, 257]
+    )
+    for factor, ended in ((1 - 1e-6, 0), (1 + 1e-6, 2)):
+        tol = factor * step / variance
+        for backend in ("native", "reference"):
+            with ops.backend(backend):
+                assert run(tol=tol, relative_tol=True).ended.tolist() == 3 * [ended]
+    near = step / variance
+    for _ in range(20):
+        near = near.nextafter(torch.tensor(0.0, dtype=torch.float64))
+        ended = []
+        for backend in ("native", "reference"):
+            with ops.backend(backend):
+                ended.append(run(tol=near, relative_tol=True).ended)
+        assert torch.equal(*ended)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_grid_is_that_of_sum_grid(dtype, weighted):
+    generator = torch.Generator().manual_seed(1)
+    for n, d, spread in [(1, 1, 0), (2, 3, 5), (40, 17, 30), (1025, 2, 60), (300, 300, 120)]:
+        exponents = torch.randint(-spread // 2, spread // 2 + 1, (n, d), generator=generator)
+        x = torch.ldexp(torch.randn(n, d, generator=generator, dtype=torch.float64), exponents).to(dtype)
+        x[:, ::3] = 0
+        x[n // 2] = torch.nan
+        weight = weights(n) if weighted else None
+        low, scale, n_words = lloyd_native._grid(x, weight)
+        expected = ops.sum_grid(x, weight)
+        assert torch.equal(low, expected.low)
+        assert n_words == expected.n_words
+        assert torch.equal(scale, torch.exp2(-low.double()))
+
+
 def note(moved, n_iter, n_moved):
     moved.append(n_moved)
 
@@ -103,7 +149,7 @@ def test_same_bits_however_the_runs_are_cut(monkeypatch, isa, threads, empty, op
     whole = ops.lloyd(x, offsets, starts, empty=empty, tol=1e-4)
     monkeypatch.setenv("DCFAST_ISA", isa)
     monkeypatch.setattr(_native, "threads", lambda *_: threads)
-    monkeypatch.setattr(importlib.import_module("dcfast.ops.lloyd.native"), "_CALL_OPERATIONS", operations)
+    monkeypatch.setattr(lloyd_native, "_CALL_OPERATIONS", operations)
     monkeypatch.setattr(_native, "_FIRST_SLICE_OPERATIONS", operations)
     assert equal(whole, ops.lloyd(x, offsets, starts, empty=empty, tol=1e-4))
 
@@ -201,8 +247,7 @@ def test_errors_name_the_argument(change, error, match):
 
 def test_opcheck(cpu_backend):
     x, offsets, starts = make([20, 30], 3, 5)
-    low, n_words = ops.sum_grid(x, weights(50))
-    arguments = (x, offsets, starts, weights(50), low, n_words, 5, torch.zeros(2).double(), "split", torch.arange(2))
+    arguments = (x, offsets, starts, weights(50), 5, torch.zeros(2).double(), True, "split", torch.arange(2))
     torch.library.opcheck(torch.ops.dcfast.lloyd.default, arguments)
 
 

@@ -116,7 +116,22 @@ void means_all(const int64_t* words, int64_t k, int64_t n_words, int64_t d, cons
   }
 }
 
-// The smallest non-zero and the largest finite magnitude of every column of w x. Row-wise, so that columns are lanes.
+// Row-wise, so that columns are lanes.
+template <class T>
+void widen_range(const T* x, int64_t row_stride, int64_t n, int64_t columns, T* least, T* most) {
+  for (int64_t row = 0; row < n; ++row) {
+    const T* here = x + row * row_stride;
+    for (int64_t i = 0; i < columns; ++i) {
+      const T magnitude = here[i] < T(0) ? -here[i] : here[i];
+      const T finite = magnitude < T(INFINITY) ? magnitude : T(0);  // a NaN is not
+      const T some = finite > T(0) ? finite : T(INFINITY);
+      most[i] = finite > most[i] ? finite : most[i];
+      least[i] = some < least[i] ? some : least[i];
+    }
+  }
+}
+
+// The smallest non-zero and the largest finite magnitude of every column of w x.
 template <class T>
 void column_range_all(const T* x, int64_t row_stride, int64_t n, int64_t d, const double* weight, double* smallest,
                       double* largest, int64_t copies, int n_threads) {
@@ -132,19 +147,17 @@ void column_range_all(const T* x, int64_t row_stride, int64_t n, int64_t d, cons
         double* low = smallest + copy * d + first;
         double* high = largest + copy * d + first;
         if (weight == nullptr) {
+          // Short rows side by side fill the lanes: columns i, i + d, ... are the same column.
+          const int64_t folds = row_stride == d && d < kMinColumns ? kColumns / d : 1;
+          const int64_t wide_rows = (stop - start) / folds, rest = start + wide_rows * folds;
           T least[kColumns], most[kColumns];
-          for (int64_t i = 0; i < count; ++i) least[i] = T(low[i]), most[i] = T(high[i]);
-          for (int64_t row = start; row < stop; ++row) {
-            const T* here = x + row * row_stride + first;
-            for (int64_t i = 0; i < count; ++i) {
-              const T magnitude = here[i] < T(0) ? -here[i] : here[i];
-              const T finite = magnitude < T(INFINITY) ? magnitude : T(0);  // a NaN is not
-              const T some = finite > T(0) ? finite : T(INFINITY);
-              most[i] = finite > most[i] ? finite : most[i];
-              least[i] = some < least[i] ? some : least[i];
-            }
+          for (int64_t i = 0; i < folds * count; ++i) least[i] = T(low[i % count]), most[i] = T(high[i % count]);
+          widen_range(x + start * row_stride + first, folds * row_stride, wide_rows, folds * count, least, most);
+          widen_range(x + rest * row_stride + first, row_stride, stop - rest, count, least, most);
+          for (int64_t i = 0; i < folds * count; ++i) {
+            low[i % count] = fmin(low[i % count], double(least[i]));
+            high[i % count] = fmax(high[i % count], double(most[i]));
           }
-          for (int64_t i = 0; i < count; ++i) low[i] = double(least[i]), high[i] = double(most[i]);
         } else {
           for (int64_t row = start; row < stop; ++row) {
             const T* here = x + row * row_stride + first;
@@ -160,6 +173,35 @@ void column_range_all(const T* x, int64_t row_stride, int64_t n, int64_t d, cons
       }
     }
   }
+}
+
+// `grid_of` of dcfast/ops/accumulate/grid.py, with its constants.
+void find_grid(const double* smallest, const double* largest, int64_t copies, int64_t d, int64_t n_rows, int bits,
+               int64_t* low, double* scale, int64_t* found) {
+  constexpr int64_t kElementBits = 51, kSumBits = 62;
+  int64_t lowest = INT32_MAX, highest = INT32_MIN, span = 0;
+  for (int64_t i = 0; i < d; ++i) {
+    double least = INFINITY, most = 0.0;
+    for (int64_t copy = 0; copy < copies; ++copy) {
+      least = fmin(least, smallest[copy * d + i]);
+      most = fmax(most, largest[copy * d + i]);
+    }
+    int exponent, top;
+    frexp(least < INFINITY ? least : 1.0, &exponent);
+    frexp(most, &top);
+    low[i] = exponent - bits;
+    const int64_t high = top > low[i] ? top : low[i];
+    scale[i] = ldexp(1.0, int(-low[i]));
+    lowest = low[i] < lowest ? low[i] : lowest;
+    highest = high > highest ? high : highest;
+    span = high - low[i] > span ? high - low[i] : span;
+  }
+  int64_t count = 1;
+  while ((int64_t(1) << count) < n_rows) ++count;
+  const int64_t need = span - kElementBits > span + count - kSumBits ? span - kElementBits : span + count - kSumBits;
+  found[0] = 1 + (need > 0 ? (need + kDigit - 1) / kDigit : 0);
+  found[1] = lowest + bits;
+  found[2] = highest;
 }
 
 }  // namespace
@@ -191,6 +233,18 @@ int column_range(int dtype, const void* x, int64_t row_stride, int64_t n, int64_
     using T = decltype(element);
     column_range_all(static_cast<const T*>(x), row_stride, n, d, weight, smallest, largest, copies, n_threads);
   });
+}
+
+int sum_grid(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, const double* weight, int64_t copies,
+             double* ranges, int64_t* low, double* scale, int64_t* found, int n_threads) {
+  IeeeMode ieee;
+  double *smallest = ranges, *largest = ranges + copies * d;
+  for (int64_t i = 0; i < copies * d; ++i) smallest[i] = INFINITY, largest[i] = 0.0;
+  const int status = column_range(dtype, x, row_stride, n, d, weight, smallest, largest, copies, n_threads);
+  if (status != DCFAST_OK) return status;
+  const int bits = dtype == DCFAST_FLOAT64 || weight != nullptr ? 53 : 24;
+  find_grid(smallest, largest, copies, d, n, bits, low, scale, found);
+  return DCFAST_OK;
 }
 
 }  // namespace DCFAST_ISA

@@ -23,12 +23,19 @@ namespace dcfast {
 namespace DCFAST_ISA {
 namespace {
 
+// Of exact sums, see core.h.
+struct Grid {
+  const int64_t* low;   // [d] of the words
+  const double* scale;  // [d] 2^-low
+  int64_t n_words;
+  Units units;
+};
+
 // What all problems of a call share.
 struct Sizes {
-  int64_t d, k, n_words;
-  const int64_t* low;   // [d] of the words, see core.h
-  const double* scale;  // [d] 2^-low
-  Units units;
+  int64_t d, k;
+  Grid grid;
+  Grid rows;  // without weights; no low where tolerances are absolute
   int64_t max_iter, iterations;
   int empty;
 };
@@ -38,7 +45,7 @@ struct Problem {
   const T* x;
   int64_t row_stride, n;
   const double* weight;  // [n] or null
-  double tol;
+  double tol;            // of the squared norm of a step
   int64_t seed;
   T* centroids;     // [k][d]
   int64_t* labels;  // [n]
@@ -54,7 +61,7 @@ struct Work {
   int64_t* next;          // [n] labels for the centroids at hand
   int64_t* counted;       // [n] the cluster whose sum holds the row; -1 for none
   double* distance;       // [n] and room for k
-  int64_t* words;         // [k][n_words][d]
+  int64_t* words;         // [k][n_words][d], of one cluster while the variance is taken
   int64_t* counts;        // [k]
   int64_t* shares;        // [k] counts while clusters are split
   int64_t* weight_words;  // [k][kSumWords], with weights
@@ -76,7 +83,7 @@ int64_t work_layout(int64_t n, int64_t d, int64_t k, int64_t n_words, bool weigh
   w->next = take<int64_t>(base, &at, n);
   w->counted = take<int64_t>(base, &at, n);
   w->distance = take<double>(base, &at, n > k ? n : k);
-  w->words = take<int64_t>(base, &at, k * n_words * d);
+  w->words = take<int64_t>(base, &at, n_words * d);
   w->counts = take<int64_t>(base, &at, k);
   w->shares = take<int64_t>(base, &at, k);
   w->weight_words = take<int64_t>(base, &at, weighted ? k * kSumWords : 0);
@@ -86,6 +93,11 @@ int64_t work_layout(int64_t n, int64_t d, int64_t k, int64_t n_words, bool weigh
   w->fresh = take<T>(base, &at, k * d);
   w->mean = take<double>(base, &at, d);
   return at;
+}
+
+// Words per column of all clusters, or of the one of all rows.
+inline int64_t words_of(int64_t k, int64_t n_words, int64_t row_words) {
+  return k * n_words > row_words ? k * n_words : row_words;
 }
 
 template <class T>
@@ -119,7 +131,7 @@ void begin(const Problem<T>& q, const Sizes& z, const Work<T>& w) {
     for (int64_t row = 0; row < kNarrowBlock && !has_units; ++row) s.norms[row] = INFINITY;  // D64 decides
   }
   for (int64_t row = 0; row < q.n; ++row) w.counted[row] = -1;
-  memset(w.words, 0, size_t(8 * z.k * z.n_words * z.d));
+  memset(w.words, 0, size_t(8 * z.k * z.grid.n_words * z.d));
   memset(w.counts, 0, size_t(8 * z.k));
   if (q.weight != nullptr) memset(w.weight_words, 0, size_t(8 * z.k * kSumWords));
   memset(w.stale, 1, size_t(z.k));
@@ -164,7 +176,7 @@ void count_in(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t row
   w.counted[row] = cluster;
   const double weight = q.weight != nullptr ? q.weight[row] : 1.0;
   if (weight == 0.0) return;
-  move_row(q.x + row * q.row_stride, z.d, 0, z.d, weight, z.scale, z.units, w.words, cluster, before);
+  move_row(q.x + row * q.row_stride, z.d, 0, z.d, weight, z.grid.scale, z.grid.units, w.words, cluster, before);
   for (int64_t sign = -1; sign <= 1; sign += 2) {
     const int64_t changed = sign < 0 ? before : cluster;
     if (changed < 0) continue;
@@ -175,16 +187,17 @@ void count_in(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t row
 }
 
 template <class T>
-void own_distances(const Problem<T>& q, const Sizes& z, const int64_t* labels, const double* weight, double* out) {
+void own_distances(const Problem<T>& q, int64_t d, const T* centroids, int64_t k, const int64_t* labels,
+                   const double* weight, double* out) {
   for (int64_t first = 0; first < q.n; first += kChains) {
-    distances_of(q.x, q.row_stride, q.n, z.d, q.centroids, z.k, labels, weight, first, out);
+    distances_of(q.x, q.row_stride, q.n, d, centroids, k, labels, weight, first, out);
   }
 }
 
 // Give each of the `vacant` clusters without rows the row farthest from its centroid: by D64 descending, then by index.
 template <class T>
 void relocate(const Problem<T>& q, const Sizes& z, const Work<T>& w) {
-  own_distances(q, z, w.next, nullptr, w.distance);
+  own_distances(q, z.d, q.centroids, z.k, w.next, nullptr, w.distance);
   // Marked now: a cluster whose rows all move away is not filled again.
   for (int64_t j = 0; j < z.k; ++j) w.shares[j] = w.counts[j];
   for (int64_t j = 0, taken = 0; j < z.k && taken < q.n; ++j) {
@@ -204,16 +217,38 @@ inline double sum_of(const double* values, int64_t n) {
   return rounded_sum(words);
 }
 
+// The mean of the columns' variances, without weights: the rows in one cluster, those that are not finite in none.
+// Before `begin`, whose memory this takes.
+template <class T>
+double mean_variance(const Problem<T>& q, const Sizes& z, const Work<T>& w) {
+  memset(w.words, 0, size_t(8 * z.rows.n_words * z.d));
+  int64_t count = 0;
+  for (int64_t row = 0; row < q.n; ++row) {
+    const T* here = q.x + row * q.row_stride;
+    int32_t not_finite = 0;
+    for (int64_t i = 0; i < z.d; ++i) not_finite |= !(fabs(here[i]) < T(INFINITY));
+    w.next[row] = not_finite ? -1 : 0;
+    if (not_finite) continue;
+    move_row(here, z.d, 0, z.d, 1.0, z.rows.scale, z.rows.units, w.words, 0, -1);
+    ++count;
+  }
+  if (count == 0) return 0.0;
+  carry_row(w.words, z.rows.n_words, z.d);
+  mean_row(w.words, z.rows.n_words, z.d, z.rows.low, double(count), w.fresh);
+  own_distances(q, z.d, w.fresh, 1, w.next, nullptr, w.distance);
+  return sum_of(w.distance, q.n) / double(q.n * z.d);
+}
+
 // The means of the clusters, in `fresh`.
 template <class T>
 void find_means(const Problem<T>& q, const Sizes& z, const Work<T>& w) {
   memcpy(w.fresh, q.centroids, size_t(z.k * z.d) * sizeof(T));
   for (int64_t j = 0; j < z.k; ++j) {
     if (!w.stale[j]) continue;
-    int64_t* sum = w.words + j * z.n_words * z.d;
-    carry_row(sum, z.n_words, z.d);
+    int64_t* sum = w.words + j * z.grid.n_words * z.d;
+    carry_row(sum, z.grid.n_words, z.d);
     const double total = q.weight != nullptr ? rounded_sum(w.weight_words + j * kSumWords) : double(w.counts[j]);
-    if (total > 0.0) mean_row(sum, z.n_words, z.d, z.low, total, w.fresh + j * z.d);
+    if (total > 0.0) mean_row(sum, z.grid.n_words, z.d, z.grid.low, total, w.fresh + j * z.d);
     w.stale[j] = 0;
   }
 }
@@ -252,14 +287,15 @@ int64_t iterate(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t i
 }
 
 template <class T>
-void run(const Problem<T>& q, const Sizes& z, const Work<T>& w, double* inertia, int64_t* n_iter, int64_t* status) {
+void run(Problem<T> q, const Sizes& z, const Work<T>& w, double* inertia, int64_t* n_iter, int64_t* status) {
+  if (z.rows.low != nullptr && q.tol > 0.0) q.tol *= mean_variance(q, z, w);
   begin(q, z, w);
   const int64_t stop = z.max_iter - *n_iter < z.iterations ? z.max_iter : *n_iter + z.iterations;
   while (*n_iter < stop && *status == DCFAST_LLOYD_RUNNING) *status = iterate(q, z, w, (*n_iter)++);
   if (*status == DCFAST_LLOYD_RUNNING && *n_iter == z.max_iter) *status = DCFAST_LLOYD_MAX_ITER;
   if (*status == DCFAST_LLOYD_RUNNING) return;
   if (*status != DCFAST_LLOYD_LABELS) label_rows(q, z, w, q.labels);
-  own_distances(q, z, q.labels, q.weight, w.distance);
+  own_distances(q, z.d, q.centroids, z.k, q.labels, q.weight, w.distance);
   *inertia = sum_of(w.distance, q.n);
 }
 
@@ -279,7 +315,7 @@ void run_all(const T* x, int64_t row_stride, const int64_t* offsets, int64_t pro
           x + first * row_stride,    row_stride,    n, weight != nullptr ? weight + first : nullptr, tol[b], seed[b],
           centroids + b * z.k * z.d, labels + first};
       Work<T> w = {};
-      work_layout(n, z.d, z.k, z.n_words, weight != nullptr, own, &w);
+      work_layout(n, z.d, z.k, words_of(z.k, z.grid.n_words, z.rows.n_words), weight != nullptr, own, &w);
       run(q, z, w, inertia + b, n_iter + b, status + b);
     }
   }
@@ -287,21 +323,25 @@ void run_all(const T* x, int64_t row_stride, const int64_t* offsets, int64_t pro
 
 }  // namespace
 
-int lloyd_workspace(int dtype, int64_t n, int64_t d, int64_t k, int64_t n_words, bool weighted, int64_t* bytes) {
+int lloyd_workspace(int dtype, int64_t n, int64_t d, int64_t k, int64_t n_words, int64_t row_words, bool weighted,
+                    int64_t* bytes) {
   // As for assign and accumulate.
   const bool fits = k <= INT32_MAX - kPanel && d <= (int64_t(1) << 20) && n <= (int64_t(1) << 22);
-  if (!fits || n_words < 1 || n_words > kMaxWords) return DCFAST_OUT_OF_RANGE;
+  if (!fits || n_words < 1 || n_words > kMaxWords || row_words < 0 || row_words > kMaxWords) return DCFAST_OUT_OF_RANGE;
   return with_dtype(dtype, [&](auto element) {
     Work<decltype(element)> w = {};
-    *bytes = work_layout(n, d, k, n_words, weighted, nullptr, &w);
+    *bytes = work_layout(n, d, k, words_of(k, n_words, row_words), weighted, nullptr, &w);
   });
 }
 
 int lloyd(int dtype, const void* x, int64_t row_stride, const int64_t* offsets, int64_t problems, int64_t d, int64_t k,
-          const double* weight, const int64_t* low, const double* scale, int64_t n_words, int64_t max_iter,
-          int64_t iterations, const double* tol, int empty, const int64_t* seed, void* workspace, int64_t bytes,
-          void* centroids, int64_t* labels, double* inertia, int64_t* n_iter, int64_t* status, int n_threads) {
-  const Sizes z = {d, k, n_words, low, scale, units_of(n_words), max_iter, iterations, empty};
+          const double* weight, const int64_t* low, const double* scale, int64_t n_words, const int64_t* row_low,
+          const double* row_scale, int64_t row_words, int64_t max_iter, int64_t iterations, const double* tol,
+          int empty, const int64_t* seed, void* workspace, int64_t bytes, void* centroids, int64_t* labels,
+          double* inertia, int64_t* n_iter, int64_t* status, int n_threads) {
+  const Grid grid = {low, scale, n_words, units_of(n_words)},
+             rows = {row_low, row_scale, row_words, units_of(row_words)};
+  const Sizes z = {d, k, grid, rows, max_iter, iterations, empty};
   char* base = static_cast<char*>(workspace);
   return with_dtype(dtype, [&](auto element) {
     using T = decltype(element);

@@ -53,11 +53,10 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     device: torch.device | str | None = None
 
     def _check_parameters(self, points: Points) -> None:
-        """Set `_n_init` (starts) and `_tol` (the squared step of the centroids that ends a run)."""
+        """Set `_n_init`, the number of starts."""
         if points.total < self.n_clusters:
             raise ValueError(f"n_samples={points.total} should be >= n_clusters={self.n_clusters}.")
         self._n_init = self._number_of_starts()
-        self._tol = self.tol * points.mean_variance() if self.tol > 0 else 0.0
 
     def _number_of_starts(self) -> int:
         """What `n_init` means."""

@@ -120,12 +120,16 @@ def fit(estimator: Any, X: Any, offsets: Any, sample_weight: Any) -> None:
     random_state = check_random_state(estimator.random_state)
     seeds = torch.from_numpy(random_state.randint(np.iinfo(np.int32).max, size=problems.n_problems, dtype=np.int64))
     split_seed = (ops.draw_rows(seeds, problems.offsets, 0, n_uniform=1)[1][:, 0, 0] * 2.0**53).long()
-    tol = _tolerance(problems, estimator.tol)
     starts = _starts(estimator, problems, seeds, n_init)
     best = None
     for run in range(n_init):
         found = _run(
-            problems, starts[run], estimator.max_iter, tol, estimator.empty, split_seed.to(points.device) + run
+            problems,
+            starts[run],
+            estimator.max_iter,
+            estimator.tol,
+            estimator.empty,
+            split_seed.to(points.device) + run,
         )
         best = found if best is None else _better(problems, best, found)
     assert best is not None
@@ -154,8 +158,8 @@ def compare(estimator: Any, X: Any, offsets: Any, sample_weight: Any = None) -> 
             f"X has {problems.n_problems} problems, but {type(estimator).__name__} was fitted to {centroids.shape[0]}"
         )
     centroids = centroids.to(problems.points.device, problems.points.dtype)
-    zeros = torch.zeros(problems.n_problems, dtype=torch.float64, device=centroids.device)
-    return problems, centroids, _run(problems, centroids, 0, zeros, "keep", zeros.long())
+    seed = torch.zeros(problems.n_problems, dtype=torch.int64, device=centroids.device)
+    return problems, centroids, _run(problems, centroids, 0, 0.0, "keep", seed)
 
 
 def predict(estimator: Any, X: Any, offsets: Any) -> Any:
@@ -183,7 +187,7 @@ def transform(estimator: Any, X: Any, offsets: Any) -> Any:
 
 
 def _run(
-    problems: Problems, starts: torch.Tensor, max_iter: int, tol: torch.Tensor, empty: str, seed: torch.Tensor
+    problems: Problems, starts: torch.Tensor, max_iter: int, tol: float, empty: str, seed: torch.Tensor
 ) -> ops.Runs:
     points = problems.points
     if problems.are_small(starts.shape[1]):
@@ -194,12 +198,12 @@ def _run(
             sample_weight=points.sample_weight,
             max_iter=max_iter,
             tol=tol,
+            relative_tol=True,
             empty=empty,
             seed=seed,
-            grid=points.grid,
         )
     found = [
-        lloyd(problems.alone(b), start, max_iter=max_iter, tol=float(tol[b]), empty=empty, seed=int(seed[b]))
+        lloyd(problems.alone(b), start, max_iter=max_iter, tol=tol, relative_tol=True, empty=empty, seed=int(seed[b]))
         for b, start in enumerate(starts)
     ]
     n_iter = torch.tensor([one.n_iter for one in found], device=points.device)
@@ -220,20 +224,6 @@ def _better(problems: Problems, best: ops.Runs, found: ops.Runs) -> ops.Runs:
     rows = is_lower.repeat_interleave(problems.sizes.to(is_lower.device))
     masks = (is_lower[:, None, None], rows, is_lower, is_lower, is_lower)
     return ops.Runs(*(torch.where(mask, new, old) for mask, new, old in zip(masks, found, best, strict=True)))
-
-
-def _tolerance(problems: Problems, tol: float) -> torch.Tensor:
-    """`tol` times the mean variance of the features of each problem: (B,) float64."""
-    points = problems.points
-    if tol == 0:
-        return torch.zeros(problems.n_problems, dtype=torch.float64, device=points.device)
-    if not problems.are_small(1):
-        variances = [problems.alone(b).mean_variance() for b in range(problems.n_problems)]
-        return tol * torch.tensor(variances, dtype=torch.float64, device=points.device)
-    # One iteration with one cluster ends at the mean.
-    one = torch.zeros(problems.n_problems, 1, points.n_features, dtype=points.dtype, device=points.device)
-    squares = ops.lloyd(points.x, problems.offsets, one, max_iter=1, grid=points.row_grid).inertia
-    return tol * (squares / (problems.sizes.to(points.device) * points.n_features))
 
 
 def _starts(estimator: Any, problems: Problems, seeds: torch.Tensor, n_init: int) -> torch.Tensor:

@@ -51,6 +51,7 @@ def lloyd(
     *,
     max_iter: int = 300,
     tol: float = 0.0,
+    relative_tol: bool = False,
     empty: str = "farthest",
     seed: int = 0,
     spherical: bool = False,
@@ -69,6 +70,8 @@ def lloyd(
     max_iter : int
     tol : float
         Stop when the squared Frobenius norm of the centroids' step is at most this.
+    relative_tol : bool
+        Whether `tol` counts in mean variances of the features (`points.mean_variance`).
     empty : {'farthest', 'split', 'keep'}
         What becomes of a cluster without weight: it takes the row farthest from its centroid; it splits a larger
         cluster (`ops.split_empty`); it keeps its centroid.
@@ -93,11 +96,13 @@ def lloyd(
             sample_weight=points.sample_weight,
             max_iter=max_iter,
             tol=tol,
+            relative_tol=relative_tol,
             empty=empty,
             seed=seed,
-            grid=points.grid,
         )
         return Lloyd(runs.centroids[0], runs.labels, runs.inertia[0], int(runs.n_iter), _CONVERGED[int(runs.ended)])
+    if relative_tol and tol > 0:
+        tol *= points.mean_variance
     say = print if points.ranks.rank == 0 else _silent
     own = torch.arange(k, device=device)
     labels = torch.full((points.n_samples,), -1, dtype=torch.int64, device=device)

@@ -127,6 +127,7 @@ class MiniBatchKMeans(BaseKMeans):
 
     def _check_parameters(self, points: Points) -> None:
         super()._check_parameters(points)
+        self._tol = self.tol * points.mean_variance if self.tol > 0 else 0.0
         n = points.n_samples
         self._batch_size = min(self.batch_size, n)
         size = 3 * self._batch_size if self.init_size is None else self.init_size

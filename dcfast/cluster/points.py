@@ -27,8 +27,6 @@ from dcfast.ops.accumulate.grid import carry_
 # rows, 16 more each for what a row costs anyway. Measured on two cores, from 200,000 x 2 to 1,000 x 100.
 _FEW_OPERATIONS, _MANY_OPERATIONS = 2**24, 2**26
 _FEW_ELEMENTS = 3 * 2**19
-# The same where one thread takes the mean and the variance of the rows.
-_FEWEST_ELEMENTS = 2**16
 # A fused run holds whole blocks of 256 rows, however few there are: at so many columns 1 MiB, as much as L2 holds.
 _FEW_COLUMNS = 2**10
 # Bytes of rows that are converted or read at once unless the caller says otherwise.
@@ -214,6 +212,7 @@ class Points(ABC):
         zero = torch.zeros(1, self.n_features, dtype=self.dtype, device=self.device)
         return ops.means(self.total_sums(sums), zero)[0]
 
+    @functools.cached_property
     def mean_variance(self) -> float:
         """The mean over the features of their variance among the rows of all ranks, without weights."""
         labels = torch.zeros(self.n_samples, dtype=torch.int64, device=self.device)
@@ -272,14 +271,6 @@ class InMemory(Points):
     @property
     def _elements(self) -> int:
         return self.n_samples * (self.n_features + 16)
-
-    def mean_variance(self) -> float:
-        if not self.is_small(1) or self._elements > _FEWEST_ELEMENTS:
-            return super().mean_variance()
-        # One iteration with one cluster ends at the mean.
-        one = torch.zeros(1, 1, self.n_features, dtype=self.dtype)
-        squares = ops.lloyd(self.x, self.bounds, one, max_iter=1, grid=self.row_grid).inertia
-        return float(squares) / (self.n_samples * self.n_features)
 
 
 class Sliced(Points):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+# Exponents beyond which float64 data is refused: products and squares would overflow or lose bits.
+_MAX_EXPONENT = 480
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -46,6 +48,15 @@ def integers(x: torch.Tensor, name: str, shape: tuple[int, ...] | torch.Size) ->
         raise TypeError(f"{name} has dtype {x.dtype}: expected int64; use .long()")
     if x.shape != shape:
         raise ValueError(f"{name} has shape {tuple(x.shape)}: expected {tuple(shape)}")
+
+
+def exact_range(lowest: int, highest: int) -> None:
+    """Elements of magnitudes 2^lowest to 2^highest have exact sums."""
+    if highest > _MAX_EXPONENT or lowest < -_MAX_EXPONENT:
+        raise ValueError(
+            f"x (times sample_weight) has elements of magnitude 2^{highest} or 2^{lowest}: sums are exact between "
+            f"2^-{_MAX_EXPONENT} and 2^{_MAX_EXPONENT}; rescale the data"
+        )
 
 
 def class_indices(target: torch.Tensor, name: str, n_classes: int, ignore_index: int) -> None:

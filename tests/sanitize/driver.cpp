@@ -218,16 +218,17 @@ void lloyd(const std::vector<T>& x, const Shape& s, int n_threads, Results* resu
   const int64_t problems = int64_t(offsets.size()) - 1, unit = -90;
   std::vector<int64_t> low(size_t(s.d), unit), labels(size_t(s.n), -1), seed(size_t(problems), 3);
   std::vector<int64_t> n_iter(size_t(problems), 0), status(size_t(problems), DCFAST_LLOYD_RUNNING);
-  std::vector<double> scale(size_t(s.d), ldexp(1.0, int(-unit))), tol(size_t(problems), 0.0);
+  std::vector<double> scale(size_t(s.d), ldexp(1.0, int(-unit))), tol(size_t(problems), 1e-3);
   std::vector<double> inertia(size_t(problems), 0.0);
   std::vector<T> centroids = numbers<T>(problems * kClusters * s.d, s.lattice, 3);
   int64_t bytes;
-  check(ops::lloyd_workspace(kType<T>, kMost, s.d, kClusters, kWords, false, &bytes));
+  check(ops::lloyd_workspace(kType<T>, kMost, s.d, kClusters, kWords, kWords, false, &bytes));
   Workspace workspace(bytes * n_threads);
   for (int call = 0; call < 2; ++call) {
     check(ops::lloyd(kType<T>, x.data(), s.d, offsets.data(), problems, s.d, kClusters, nullptr, low.data(),
-                     scale.data(), kWords, 6, 3, tol.data(), DCFAST_EMPTY_SPLIT, seed.data(), workspace.get(), bytes,
-                     centroids.data(), labels.data(), inertia.data(), n_iter.data(), status.data(), n_threads));
+                     scale.data(), kWords, low.data(), scale.data(), kWords, 6, 3, tol.data(), DCFAST_EMPTY_SPLIT,
+                     seed.data(), workspace.get(), bytes, centroids.data(), labels.data(), inertia.data(),
+                     n_iter.data(), status.data(), n_threads));
   }
   append(results, centroids);
   append(results, labels);

@@ -58,6 +58,11 @@ typedef int dcfast_cpu_means_fn(int dtype, const int64_t* words, int64_t k, int6
 typedef int dcfast_cpu_column_range_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
                                        const double* weight, double* smallest, double* largest, int64_t copies,
                                        int n_threads);
+// The grid of dcfast/ops/accumulate/grid.py for the sums of n rows of w x: low (d), scale[i] = 2^-low[i]; found:
+// n_words, the exponents of the smallest and of the largest magnitude. ranges: 2 x copies x d of workspace.
+typedef int dcfast_cpu_sum_grid_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
+                                   const double* weight, int64_t copies, double* ranges, int64_t* low, double* scale,
+                                   int64_t* found, int n_threads);
 
 // On the GPU of problems x n rows (at most 2^29) into the words (k x n_words x d each) and counts (k each) of their
 // problems, which hold nothing yet if `fresh`. x, labels, previous and weight are of problems x n rows, all but x
@@ -174,24 +179,27 @@ enum dcfast_lloyd_status {
   DCFAST_LLOYD_RUNNING = 3,
 };
 // Bytes of a thread's workspace for problems of up to n <= 2^22 rows.
-typedef int dcfast_cpu_lloyd_workspace_fn(int dtype, int64_t n, int64_t d, int64_t k, int64_t n_words, bool weighted,
-                                          int64_t* bytes);
+typedef int dcfast_cpu_lloyd_workspace_fn(int dtype, int64_t n, int64_t d, int64_t k, int64_t n_words,
+                                          int64_t row_words, bool weighted, int64_t* bytes);
 // Go on with every problem b whose status is `running`, by at most `iterations`: the rows offsets[b] to offsets[b + 1]
 // of x, weight (or null) and labels, from centroids (problems x k x d), in place. n_iter counts its iterations; labels
-// are those before, -1 at first. low and n_words as for accumulate, scale[i] = 2^-low[i]; n_threads x bytes of
-// workspace.
+// are those before, -1 at first. low, scale and n_words are the grid of w x; row_low, row_scale and row_words that of
+// x, where tol is in units of the mean variance of a problem's columns (null, null and 0 where it is not). n_threads x
+// bytes of workspace.
 typedef int dcfast_cpu_lloyd_fn(int dtype, const void* x, int64_t row_stride, const int64_t* offsets, int64_t problems,
                                 int64_t d, int64_t k, const double* weight, const int64_t* low, const double* scale,
-                                int64_t n_words, int64_t max_iter, int64_t iterations, const double* tol, int empty,
-                                const int64_t* seed, void* workspace, int64_t bytes, void* centroids, int64_t* labels,
-                                double* inertia, int64_t* n_iter, int64_t* status, int n_threads);
+                                int64_t n_words, const int64_t* row_low, const double* row_scale, int64_t row_words,
+                                int64_t max_iter, int64_t iterations, const double* tol, int empty, const int64_t* seed,
+                                void* workspace, int64_t bytes, void* centroids, int64_t* labels, double* inertia,
+                                int64_t* n_iter, int64_t* status, int n_threads);
 
 // ---- minibatch_step: one batch of rows, in place ---------------------------------------------------------------
 // Bytes of the workspace (64-byte aligned) for n <= 2^22 rows.
 typedef int dcfast_cpu_minibatch_step_workspace_fn(int dtype, int64_t n, int64_t d, int64_t k, int64_t n_words,
                                                    int n_threads, int64_t* bytes);
 // inertia[0] becomes that of the rows for the centroids (k x d) as they are, which then become the means of all that
-// they were given: of weight seen (k) so far. weight (n doubles) may be null; low, scale and n_words as for lloyd.
+// they were given: of weight seen (k) so far. weight (n doubles) may be null; low, scale and n_words are the grid of w
+// x.
 typedef int dcfast_cpu_minibatch_step_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
                                          const double* weight, const int64_t* low, const double* scale, int64_t n_words,
                                          void* workspace, void* centroids, double* seen, int64_t k, double* inertia,
@@ -374,6 +382,7 @@ typedef int dcfast_cuda_assign_fn(int dtype, const void* x, int64_t x_problem, i
   X(accumulate)                    \
   X(means)                         \
   X(column_range)                  \
+  X(sum_grid)                      \
   X(point_distances)               \
   X(exact_sum_add)                 \
   X(exact_sum_round)               \

@@ -15,8 +15,6 @@ DIGIT = 40
 # in the top word must stay below 2^62.
 _ELEMENT_BITS = 51
 _SUM_BITS = 62
-# Exponents beyond which float64 data is refused: products and squares would overflow or lose bits.
-_MAX_EXPONENT = 480
 
 
 class Grid(NamedTuple):
@@ -135,11 +133,7 @@ def grid_of(smallest: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype, n
     if n_rows == 0:
         return Grid(low, 1)
     lowest, highest, span = torch.stack([low.amin(), high.amax(), (high - low).amax()]).tolist()
-    if highest > _MAX_EXPONENT or lowest + bits < -_MAX_EXPONENT:
-        raise ValueError(
-            f"x (times sample_weight) has elements of magnitude 2^{highest} or 2^{lowest + bits}: sums are exact "
-            f"between 2^-{_MAX_EXPONENT} and 2^{_MAX_EXPONENT}; rescale the data"
-        )
+    _validate.exact_range(lowest + bits, highest)
     count = max(1, math.ceil(math.log2(max(2, n_rows))))
     need = max(span - _ELEMENT_BITS, span + count - _SUM_BITS)
     return Grid(low, 1 + max(0, -(-need // DIGIT)))

@@ -177,22 +177,27 @@ def column_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> tuple[t
     weight = None if sample_weight is None else sample_weight.flatten().contiguous()
     if x.is_cuda:
         return _column_range_on_cuda(x, weight)
-    folds = 1
-    if weight is None and d < _MIN_COLUMNS and x.is_contiguous():
-        # Short rows side by side fill the lanes: columns i, i + d, ... are the same column.
-        folds = _MIN_COLUMNS * 4 // d
-        whole = x.shape[0] // folds * folds
-        rest, x = x[whole:], x[:whole].view(-1, folds * d)
     n_threads = _native.threads(2.0 * x.numel())
-    smallest = torch.full((n_threads, folds, d), torch.inf, dtype=torch.float64)
-    largest = torch.zeros((n_threads, folds, d), dtype=torch.float64)
-    _column_range(x, weight, smallest, largest)
-    low, high = smallest.amin((0, 1)), largest.amax((0, 1))
-    if folds > 1 and rest.shape[0] > 0:
-        smallest, largest = low.expand(n_threads, d).contiguous(), high.expand(n_threads, d).contiguous()
-        _column_range(rest, None, smallest, largest)
-        low, high = smallest.amin(0), largest.amax(0)
-    return low, high
+    smallest = torch.full((n_threads, d), torch.inf, dtype=torch.float64)
+    largest = torch.zeros((n_threads, d), dtype=torch.float64)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    for start, stop in _native.slices(x.shape[0], 2.0 * d):
+        rows = x[start:stop].to(wide)
+        if rows.stride(-1) != 1:
+            rows = rows.contiguous()
+        _native.cpu().column_range(
+            _DTYPES[wide],
+            rows.data_ptr(),
+            rows.stride(0),
+            stop - start,
+            d,
+            0 if weight is None else weight[start:stop].data_ptr(),
+            smallest.data_ptr(),
+            largest.data_ptr(),
+            n_threads,
+            n_threads,
+        )
+    return smallest.amin(0), largest.amax(0)
 
 
 def _column_range_on_cuda(x: torch.Tensor, weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -215,27 +220,6 @@ def _column_range_on_cuda(x: torch.Tensor, weight: torch.Tensor | None) -> tuple
                 _native.stream(x.device),
             )
     return smallest, largest
-
-
-def _column_range(x: torch.Tensor, weight: torch.Tensor | None, smallest: torch.Tensor, largest: torch.Tensor) -> None:
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    n_threads = smallest.shape[0]
-    for start, stop in _native.slices(x.shape[0], 2.0 * x.shape[1]):
-        rows = x[start:stop].to(wide)
-        if rows.stride(-1) != 1:
-            rows = rows.contiguous()
-        _native.cpu().column_range(
-            _DTYPES[wide],
-            rows.data_ptr(),
-            rows.stride(0),
-            stop - start,
-            x.shape[1],
-            0 if weight is None else weight[start:stop].data_ptr(),
-            smallest.data_ptr(),
-            largest.data_ptr(),
-            n_threads,
-            n_threads,
-        )
 
 
 def means(words: torch.Tensor, low: torch.Tensor, total: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:

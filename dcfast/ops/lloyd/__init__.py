@@ -8,7 +8,7 @@ import torch
 
 from dcfast.ops import _registry, _validate
 from dcfast.ops._scalar import scalar
-from dcfast.ops.accumulate import Grid, check_grid, check_weight, sum_grid
+from dcfast.ops.accumulate import check_weight
 
 EMPTY = ("farthest", "split", "keep")
 # Values of `Runs.ended`.
@@ -64,10 +64,9 @@ def _check(
     offsets: torch.Tensor,
     centroids: torch.Tensor,
     sample_weight: torch.Tensor | None,
-    low: torch.Tensor,
-    n_words: int,
     max_iter: int,
     tol: torch.Tensor,
+    relative_tol: bool,
     empty: str,
     seed: torch.Tensor,
 ) -> None:
@@ -81,7 +80,6 @@ def _check(
     _validate.points_like(centroids[:1].flatten(0, 1), "centroids", x)
     if sample_weight is not None:
         check_weight(sample_weight, x)
-    check_grid(low, n_words, x)
     if max_iter < 0:
         raise ValueError(f"max_iter={max_iter}: expected 0 or more")
     if empty not in EMPTY:
@@ -106,12 +104,12 @@ def _fake(
 
 _op = _registry.define(
     "lloyd",
-    "(Tensor x, Tensor offsets, Tensor centroids, Tensor? sample_weight, Tensor low, int n_words, int max_iter, "
-    "Tensor tol, str empty, Tensor seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor x, Tensor offsets, Tensor centroids, Tensor? sample_weight, int max_iter, Tensor tol, bool relative_tol, "
+    "str empty, Tensor seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     package=__name__,
     check=_check,
     fake=_fake,
-    native_cpu=("lloyd_workspace", "lloyd"),
+    native_cpu=("sum_grid", "lloyd_workspace", "lloyd"),
 )
 
 
@@ -123,9 +121,9 @@ def lloyd(
     sample_weight: torch.Tensor | None = None,
     max_iter: int = 300,
     tol: torch.Tensor | float = 0.0,
+    relative_tol: bool = False,
     empty: str = "farthest",
     seed: torch.Tensor | int = 0,
-    grid: Grid | None = None,
 ) -> Runs:
     """Alternate labels and means (Lloyd 1982) in each of B problems until it has converged.
 
@@ -145,13 +143,13 @@ def lloyd(
         With 0, labels and inertia for the centroids as they are.
     tol : Tensor of shape (B,), float64, or float
         A run ends when the squared Frobenius norm of the centroids' step is at most this.
+    relative_tol : bool
+        Whether `tol` counts in mean variances of the problem's columns (without weights), as in scikit-learn.
     empty : {'farthest', 'split', 'keep'}
         What becomes of a cluster without weight: it takes the row farthest from its centroid; it splits a larger
         cluster (`split_empty`); it keeps its centroid.
     seed : Tensor of shape (B,), int64, or int
         Of the draws of 'split'.
-    grid : Grid, optional
-        `sum_grid(x, sample_weight)`, where the caller has it already.
 
     Returns
     -------
@@ -169,7 +167,6 @@ def lloyd(
     ones are better served one by one by ops that share a problem between the threads, as `dcfast.KMeans` does.
     """
     problems = offsets.shape[0] - 1
-    grid = grid or sum_grid(x, sample_weight)
     tol = scalar(tol, torch.float64, x.device).expand(problems)
     seed = scalar(seed, torch.int64, x.device).expand(problems)
-    return Runs(*_op(x, offsets, centroids, sample_weight, *grid, max_iter, tol, empty, seed))
+    return Runs(*_op(x, offsets, centroids, sample_weight, max_iter, tol, relative_tol, empty, seed))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from dcfast.ops.accumulate.grid import Grid, sum_grid
+
 _ops = torch.ops.dcfast
 
 
@@ -12,10 +14,9 @@ def lloyd(
     offsets: torch.Tensor,
     centroids: torch.Tensor,
     sample_weight: torch.Tensor | None,
-    low: torch.Tensor,
-    n_words: int,
     max_iter: int,
     tol: torch.Tensor,
+    relative_tol: bool,
     empty: str,
     seed: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -24,19 +25,30 @@ def lloyd(
     inertia = torch.empty(centroids.shape[0], dtype=torch.float64, device=x.device)
     n_iter, ended = torch.empty_like(seed), torch.empty_like(seed)
     cuts = offsets.tolist()
+    grid, row_grid = sum_grid(x, sample_weight), sum_grid(x)
     for b, at in enumerate(map(slice, cuts[:-1], cuts[1:])):
         weight = None if sample_weight is None else sample_weight[at]
-        run = _run(x[at], centroids[b], weight, low, n_words, max_iter, float(tol[b]), empty, seed[b])
+        end = float(tol[b])
+        if relative_tol and end > 0:
+            end *= _mean_variance(x[at], row_grid)
+        run = _run(x[at], centroids[b], weight, grid, max_iter, end, empty, seed[b])
         centroids[b], labels[at], inertia[b], n_iter[b], ended[b] = run
     return centroids, labels, inertia, n_iter, ended
+
+
+def _mean_variance(x: torch.Tensor, grid: Grid) -> float:
+    previous = torch.zeros(1, x.shape[1], dtype=x.dtype, device=x.device)
+    labels = _ops.assign(x, previous)
+    words, counts = _ops.accumulate(x, labels, 1, None, *grid)
+    mean = _ops.means(words, grid.low, counts.double(), previous)
+    return float(_inertia(x, mean, labels, None)) / x.numel()
 
 
 def _run(
     x: torch.Tensor,
     centroids: torch.Tensor,
     weight: torch.Tensor | None,
-    low: torch.Tensor,
-    n_words: int,
+    grid: Grid,
     max_iter: int,
     tol: float,
     empty: str,
@@ -48,14 +60,14 @@ def _run(
     n_iter, ended = 0, 0
     while n_iter < max_iter and not ended:
         previous, labels = labels, _ops.assign(x, centroids)
-        words, counts = _ops.accumulate(x, labels, k, weight, low, n_words)
+        words, counts = _ops.accumulate(x, labels, k, weight, *grid)
         vacant = torch.nonzero(counts == 0)[:, 0]
         members = labels
         if empty == "farthest" and vacant.numel():
             members = _relocated(x, centroids, labels, vacant)
-            words, counts = _ops.accumulate(x, members, k, weight, low, n_words)
+            words, counts = _ops.accumulate(x, members, k, weight, *grid)
         total = counts.double() if weight is None else _ops.exact_sum(torch.where(members == own[:, None], weight, 0.0))
-        new = _ops.means(words, low, total, centroids)
+        new = _ops.means(words, grid.low, total, centroids)
         if empty == "split" and vacant.numel():
             new, _ = _ops.split_empty(new, counts, seed, torch.full_like(seed, n_iter))
         n_iter += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dcfast.ops import _native
+from dcfast.ops import _native, _validate
 
 _DTYPES = {torch.float32: 0, torch.float64: 1}
 _EMPTY = {"farthest": 0, "split": 1, "keep": 2}
@@ -18,10 +18,9 @@ def lloyd(
     offsets: torch.Tensor,
     centroids: torch.Tensor,
     sample_weight: torch.Tensor | None,
-    low: torch.Tensor,
-    n_words: int,
     max_iter: int,
     tol: torch.Tensor,
+    relative_tol: bool,
     empty: str,
     seed: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -35,13 +34,17 @@ def lloyd(
     n_iter, status = torch.zeros(problems, dtype=torch.int64), torch.full((problems,), _RUNNING)
     if problems == 0:
         return centroids, labels, inertia, n_iter, status
-    offsets, tol, seed, low = offsets.contiguous(), tol.contiguous(), seed.contiguous(), low.contiguous()
+    offsets, tol, seed = offsets.contiguous(), tol.contiguous(), seed.contiguous()
     weight = None if sample_weight is None else sample_weight.contiguous()
-    scale = torch.exp2(-low.double())
+    low, scale, n_words = _grid(x, weight)
+    rows = low, scale, n_words
+    if relative_tol and weight is not None:
+        rows = _grid(x, None)
+    row_words = rows[2] if relative_tol else 0
     n = int(offsets.diff().max())
     n_threads = min(problems, _native.threads())
     size = torch.empty(1, dtype=torch.int64)
-    core.lloyd_workspace(dtype, n, d, k, n_words, weight is not None, size.data_ptr())
+    core.lloyd_workspace(dtype, n, d, k, n_words, row_words, weight is not None, size.data_ptr())
     bytes_ = int(size)
     workspace = torch.empty(n_threads * bytes_, dtype=torch.uint8)
     step = 2.0 * n * k * d
@@ -60,6 +63,9 @@ def lloyd(
                 low.data_ptr(),
                 scale.data_ptr(),
                 n_words,
+                rows[0].data_ptr() if relative_tol else 0,
+                rows[1].data_ptr() if relative_tol else 0,
+                row_words,
                 max_iter,
                 iterations,
                 tol[start:].data_ptr(),
@@ -75,3 +81,29 @@ def lloyd(
                 n_threads,
             )
     return centroids, labels, inertia, n_iter, status
+
+
+def _grid(x: torch.Tensor, weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """`sum_grid` of the rows, with 2^-low."""
+    n, d = x.shape
+    n_threads = _native.threads(2.0 * x.numel())
+    ranges = torch.empty(2 * n_threads * d, dtype=torch.float64)
+    low, scale = torch.empty(d, dtype=torch.int64), torch.empty(d, dtype=torch.float64)
+    found = torch.empty(3, dtype=torch.int64)
+    _native.cpu().sum_grid(
+        _DTYPES[x.dtype],
+        x.data_ptr(),
+        x.stride(0),
+        n,
+        d,
+        0 if weight is None else weight.data_ptr(),
+        n_threads,
+        ranges.data_ptr(),
+        low.data_ptr(),
+        scale.data_ptr(),
+        found.data_ptr(),
+        n_threads,
+    )
+    n_words, lowest, highest = found.tolist()
+    _validate.exact_range(lowest, highest)
+    return low, scale, n_words
