@@ -277,7 +277,3 @@ def _clean_errors(interrupted: Callable[[KeyboardInterrupt], str]) -> Iterator[N
 def main() -> None:
     """Run the command line."""
     app()
-
-
-if __name__ == "__main__":
-    main()

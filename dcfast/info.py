@@ -13,7 +13,7 @@ import dcfast
 import dcfast.ops  # registers the ops
 from dcfast.ops import _native, _registry
 
-# Backends in the order in which a device would take them.
+# Backends that a device has, in the order of preference; on a CPU Triton runs only where it is asked for.
 _CANDIDATES = {"cpu": ("native", "triton", "reference"), "cuda": ("native", "triton")}
 
 

@@ -72,7 +72,7 @@ class InverseSizeCrossEntropy(torch.nn.Module):
 class InverseSizeLinearCrossEntropy(torch.nn.Module):
     """A linear layer and `InverseSizeCrossEntropy`, without all logits at once.
 
-    What `torch.nn.LinearCrossEntropyLoss` is to `torch.nn.CrossEntropyLoss`. See
+    What `torch.nn.LinearCrossEntropyLoss` (of newer torch) is to `torch.nn.CrossEntropyLoss`. See
     `dcfast.ops.linear_weighted_cross_entropy` for the definition, dtypes, memory and errors.
 
     Parameters

@@ -52,6 +52,7 @@ def test_all_rows_are_drawn_once(cpu_backend):
         ({"n_rows": 2, "shares": torch.tensor([1.0, 0, 0, 0, 0.5, 0.5, 0, 0, 0]).double()}, "a problem of 1 row"),
         ({"shares": torch.ones(8).double()}, "shares has shape"),
         ({"shares": torch.ones(9)}, "shares is torch.float32"),
+        ({"shares": torch.tensor([0.5, torch.nan, 0, torch.inf, -0.5, 0.5, 0, 0.5, 0]).double()}, "3 element"),
     ],
 )
 def test_errors_name_the_argument(change, match):

@@ -105,6 +105,35 @@ def test_near_ties(serving, dtype):
     assert_same(serving, ops.assign, *(t.to(dtype) for t in near_ties()))
 
 
+# What only large problems reach: two row tiles a block with several pieces of the columns; tiles of 128 rows for up to
+# 1,024 columns; consumers without turns; sums that are promoted, with bounds of several tiles. In each a block takes
+# more than one item of work.
+LARGE = [(40_000, 200, 300), (36_000, 700, 140), (20_000, 448, 300), (20_000, 1100, 700)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kind", ["normal", "lattice"])
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+def test_assign_of_large_problems(serving, shape, kind, dtype):
+    assert_same(serving, ops.assign, *make(shape, kind, dtype))
+
+
+@pytest.mark.parametrize("batch", [(), (3,)], ids=str)
+def test_many_open_rows_are_rechecked_together(serving, batch):
+    # More than 4,096 rows half-way between two centroids that a third ties with: every one needs every centroid.
+    c = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 1.0]]).repeat(*batch, 1, 1)
+    x = torch.tensor([[1.0, 0.0]]).repeat(*batch, 4200, 1)
+    x[..., 7, :] = 5.0
+    assert_same(serving, ops.assign, x, c)
+
+
+def test_subnormal_numbers_of_half_precision_count(serving):
+    # One centroid a million times as long as the others: scaled to it they are subnormal or zero in float16.
+    x, c = make((3000, 40, 60))
+    c[7] *= 1e6
+    assert_same(serving, ops.assign, x, c)
+
+
 def test_more_than_two_to_the_31_elements():
     n, d, k = 2**27 + 5, 17, 3
     generator = torch.Generator(DEVICE).manual_seed(0)

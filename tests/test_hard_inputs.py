@@ -13,6 +13,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import NotFittedError
 from support.hard import bits, fit, fit_denormals, fit_large, flush_denormals
 
 from dcfast import BisectingKMeans, KMeans, MiniBatchKMeans, ops
@@ -271,6 +272,17 @@ def test_flushed_denormals():
         expected = fit_denormals()
     with multiprocessing.get_context("spawn").Pool(1, initializer=flush_denormals) as pool:
         assert pool.apply_async(fit_denormals).get(timeout=100) == expected
+
+
+@pytest.mark.parametrize("estimator", [KMeans, MiniBatchKMeans, BisectingKMeans])
+def test_a_fit_that_fails_leaves_nothing_of_a_model(estimator):
+    X = normal(40, 3)
+    model = estimator(4, random_state=0).fit(X)
+    with pytest.raises(ValueError, match="NaN"):
+        model.fit(np.full((40, 3), np.nan))
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+    assert not hasattr(model, "labels_")
 
 
 @pytest.mark.parametrize(("init", "wait"), [("random", "iteration 2"), ("k-means++", "starting")])

@@ -222,7 +222,7 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
   if (*p.all.live == 0) {
     for (int64_t row = 0; row < r.n; ++row) {
       r.labels[row] = -1;
-      counts[2] += r.before != nullptr && r.before[row] != -1;
+      counts[1] += r.before != nullptr && r.before[row] != -1;
     }
     return;
   }
@@ -234,8 +234,8 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
   }
   const int64_t blocks = (r.n + rows - 1) / rows;
   const Plan plan = narrow ? Plan{} : plan_wide(r, p, rows, scratch);
-  int64_t rechecked = 0, rescanned = 0, moved = 0;
-#pragma omp parallel num_threads(n_threads) reduction(+ : rechecked, rescanned, moved)
+  int64_t rechecked = 0, moved = 0;
+#pragma omp parallel num_threads(n_threads) reduction(+ : rechecked, moved)
   {
     IeeeMode own_mode;
     Scratch wide = {};
@@ -246,7 +246,6 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
     } else {
       wide_scratch(r.d, scratch + thread * wide_scratch(r.d, nullptr, &wide), &wide);
     }
-    int64_t own[2] = {};
 #pragma omp for schedule(dynamic)
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t start = block * rows, stop = r.n - start < rows ? r.n : start + rows;
@@ -256,19 +255,16 @@ void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* count
         const Ahead ahead = r.ahead(stop + (n_threads - 1) * rows, rows);
         const bool exact = on_grid(r.row(start), r.stride, stop - start, r.d, p);
         assign_columns(r.row(start), r.stride, stop - start, r.d, r.centroids, p, slim, exact, ahead, r.labels + start,
-                       own);
+                       &rechecked);
       } else {
         const bool with_bounds = plan.with_bounds || (known && !plan.few && block % kSample == 0);
-        assign_part(r, p, wide, start, stop, with_bounds, plan, n_threads, own);
+        assign_part(r, p, wide, start, stop, with_bounds, plan, n_threads, &rechecked);
       }
       for (int64_t row = start; r.before != nullptr && row < stop; ++row) moved += r.labels[row] != r.before[row];
     }
-    rechecked += own[0];
-    rescanned += own[1];
   }
   counts[0] += rechecked;
-  counts[1] += rescanned;
-  counts[2] += moved;
+  counts[1] += moved;
 }
 
 }  // namespace

@@ -281,7 +281,7 @@ void rescan(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Bloc
 // scan goes on from.
 template <class T>
 bool settle(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, int64_t slot,
-            int64_t* counts) {
+            int64_t* rechecked) {
   const double rho = double(r.d + 4) * 0x1p-53;
   const int64_t row = s.row[slot], before = s.own[slot].group < 0 ? -1 : r.before[row];
   const T* x = r.row(row);
@@ -319,7 +319,7 @@ bool settle(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Bloc
         if (index >= 0 && !(holds_own && index == before)) candidates[count++] = index;
       }
       if (count > 1) {
-        ++counts[0];
+        ++*rechecked;
         candidates[0] = nearest_of(x, candidates, count, r.d, r.centroids);
       }
       *label = candidates[0];
@@ -330,18 +330,17 @@ bool settle(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Bloc
     *label = -1;
     return true;
   }
-  ++counts[0];
-  ++counts[1];
+  ++*rechecked;
   if (holds_own) consider(&s.best[slot], d64(x, r.centroids + before * r.d, r.d), before);
   return false;
 }
 
 // Labels of the slots, once their candidates are in `low`.
 template <class T>
-void decide(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, int64_t* counts) {
+void decide(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, int64_t* rechecked) {
   int64_t open = 0;
   for (int64_t slot = 0; slot < block.count; ++slot) {
-    if (!settle(r, p, s, block, slot, counts)) s.list[open++] = int32_t(slot);
+    if (!settle(r, p, s, block, slot, rechecked)) s.list[open++] = int32_t(slot);
   }
   rescan(r, p, s, block, open);
 }
@@ -365,11 +364,11 @@ void renew_bounds(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int6
   // 0.
   const bool has_unit = s.inverses[slot] > 0.0f && unit_of(p) < INFINITY;
   const float unit = has_unit ? unit_of(p) * (1.0f - 0x1p-21f) : 0.0f;
-  for (int g = 0; g < kMaxGroups; ++g) {
-    const float twice = 2.0f * (scores[g] < kFarthest ? scores[g] : kFarthest),
+  for (int each = 0; each < kMaxGroups; ++each) {
+    const float twice = 2.0f * (scores[each] < kFarthest ? scores[each] : kFarthest),
                 v = square + twice - (square + fabsf(twice)) * 0x1p-21f - 0x1p-100f;
     const float root = sqrtf(v > 0.0f ? v : 0.0f) * unit, bound = (root < kFarthest ? root : kFarthest) - 0x1p-126f;
-    bounds[g] = (scanned >> g & 1) != 0 && !(bound >= bounds[g]) ? bound : bounds[g];
+    bounds[each] = (scanned >> each & 1) != 0 && !(bound >= bounds[each]) ? bound : bounds[each];
   }
   if (label == before || before < 0) return;
   // The centroid that was the row's own is now one of its group.
@@ -396,15 +395,15 @@ void find_lowest_of_all(const Rows<T>& r, const Prepared<T>& p, const Scratch& s
 // Labels of all slots by all centroids.
 template <class T>
 void assign_slots(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, Ahead* ahead,
-                  int64_t* counts) {
+                  int64_t* rechecked) {
   find_lowest_of_all(r, p, s, block, ahead);
-  decide(r, p, s, block, counts);
+  decide(r, p, s, block, rechecked);
 }
 
 // Labels and bounds of the rows [start, stop) by the centroids that they need.
 template <class T>
 void reassign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t start, int64_t stop,
-                    int64_t* counts) {
+                    int64_t* rechecked) {
   Block block = {};
   for (int64_t row = start, since = start; row < stop; ++row) {
     Own own;
@@ -414,7 +413,7 @@ void reassign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, in
     // As many rows as the last slots took.
     Ahead ahead = r.ahead(row + 1, row + 1 - since);
     scan_groups(p, s, block, r.d, &ahead);
-    decide(r, p, s, block, counts);
+    decide(r, p, s, block, rechecked);
     for (int64_t slot = 0; slot < block.count; ++slot) renew_bounds(r, p, s, slot);
     block = Block{0, 0.0f, block.guess};
     since = row + 1;

@@ -414,7 +414,7 @@ void scan_groups_in_bytes(const Rows<T>& r, const Prepared<T>& p, const Scratch&
 
 // The label of a slot, from its own centroid and its rivals; whether these are all known.
 template <class T>
-bool settle_rivals(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t slot, int64_t* counts) {
+bool settle_rivals(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t slot, int64_t* rechecked) {
   const Rivals& rivals = s.rivals[slot];
   if (rivals.count > kRivals) return false;
   const int64_t row = s.row[slot], before = r.before[row];
@@ -441,7 +441,7 @@ bool settle_rivals(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int
     if (!(near[i] > most)) candidates[close++] = candidates[i];
   }
   if (close > 1) {
-    ++counts[0];
+    ++*rechecked;
     candidates[0] = nearest_of(x, candidates, close, r.d, r.centroids);
   }
   r.labels[row] = candidates[0];
@@ -450,7 +450,7 @@ bool settle_rivals(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int
 
 // Labels of the rows left[0, count) in int16.
 template <class T>
-void assign_left(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t count, int64_t* counts) {
+void assign_left(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t count, int64_t* rechecked) {
   const int64_t most = block_rows(r.d);
   Ahead none = {nullptr, nullptr};
   for (int64_t first = 0; first < count; first += most) {
@@ -459,14 +459,14 @@ void assign_left(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64
       pack_slot(r, p, s, s.left[i], kUnknown, Needs{}, &block);
       if (r.bounds != nullptr) forget_bounds(r, s.left[i], s.left[i] + 1);
     }
-    assign_slots(r, p, s, block, &none, counts);
+    assign_slots(r, p, s, block, &none, rechecked);
   }
 }
 
 // As assign_block, for rows of which most have a label. The others, and those of too many rivals, are left to int16.
 template <class T>
 void assign_block_in_bytes(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t start, int64_t stop,
-                           int64_t n_threads, int64_t* counts) {
+                           int64_t n_threads, int64_t* rechecked) {
   const int64_t most = block_rows(r.d);
   for (int64_t first = start; first < stop; first += most) {
     Block block = {};
@@ -479,16 +479,16 @@ void assign_block_in_bytes(const Rows<T>& r, const Prepared<T>& p, const Scratch
     Ahead ahead = r.ahead(last < stop ? last : stop + (n_threads - 1) * (stop - start), most);
     find_all_rivals(r, p, s, block, &ahead);
     for (int64_t slot = 0; slot < block.count; ++slot) {
-      if (!settle_rivals(r, p, s, slot, counts)) s.left[left++] = s.row[slot];
+      if (!settle_rivals(r, p, s, slot, rechecked)) s.left[left++] = s.row[slot];
     }
-    assign_left(r, p, s, left, counts);
+    assign_left(r, p, s, left, rechecked);
   }
 }
 
 // As reassign_block.
 template <class T>
 void reassign_block_in_bytes(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t start, int64_t stop,
-                             int64_t* counts) {
+                             int64_t* rechecked) {
   const int64_t most = block_rows(r.d);
   Block block = {};
   int64_t left = 0;
@@ -506,13 +506,13 @@ void reassign_block_in_bytes(const Rows<T>& r, const Prepared<T>& p, const Scrat
     Ahead ahead = r.ahead(row + 1, row + 1 - since);
     scan_groups_in_bytes(r, p, s, block, &ahead);
     for (int64_t slot = 0; slot < block.count; ++slot) {
-      if (settle_rivals(r, p, s, slot, counts)) {
+      if (settle_rivals(r, p, s, slot, rechecked)) {
         renew_bounds(r, p, s, slot);
       } else {
         s.left[left++] = s.row[slot];
       }
     }
-    assign_left(r, p, s, left, counts);
+    assign_left(r, p, s, left, rechecked);
     block = {};
     left = 0;
     since = row + 1;

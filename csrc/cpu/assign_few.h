@@ -60,7 +60,7 @@ bool are_few(const Prepared<T>& p, int64_t d) {
 }
 
 template <class T>
-void assign_few(const Rows<T>& r, const Prepared<T>& p, int64_t start, int64_t stop, int64_t* counts) {
+void assign_few(const Rows<T>& r, const Prepared<T>& p, int64_t start, int64_t stop, int64_t* rechecked) {
   const double epsilon = double(epsilon_of(r.d)) + 0x1p-30, tau = 0x1p-120;  // with room for the roundings of D64
   const int64_t live = *p.all.live;
   const T* c[kFew + kAtOnce];
@@ -86,7 +86,7 @@ void assign_few(const Rows<T>& r, const Prepared<T>& p, int64_t start, int64_t s
       count += !(squares[j] * (1.0 - epsilon) > most);
     }
     if (count > 1) {
-      ++counts[0];
+      ++*rechecked;
       candidates[0] = nearest_of(x, candidates, count, r.d, r.centroids);
     }
     r.labels[row] = candidates[0];

@@ -145,7 +145,7 @@ bool assign_on_grid(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, in
 // Labels of the rows [start, stop) by all centroids.
 template <class T>
 void assign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t start, int64_t stop,
-                  int64_t n_threads, int64_t* counts) {
+                  int64_t n_threads, int64_t* rechecked) {
   const int64_t most = block_rows(r.d);
   for (int64_t first = start; first < stop; first += most) {
     const int64_t last = first + most < stop ? first + most : stop;
@@ -154,7 +154,7 @@ void assign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int6
     if (assign_on_grid(r, p, s, first, last, &ahead)) continue;
     Block block = {};
     for (int64_t row = first; row < last; ++row) pack_slot(r, p, s, row, kUnknown, Needs{}, &block);
-    assign_slots(r, p, s, block, &ahead, counts);
+    assign_slots(r, p, s, block, &ahead, rechecked);
   }
 }
 

@@ -56,7 +56,6 @@ void pack_narrow(const T* c, int64_t d, const Prepared<T>& prepared, int64_t at)
   p.a[at] = round_up(a);
   p.b[at] = round_up(b);
   p.norm[at] = round_up(norm);
-  p.unit[at] = 0.0f;
 }
 
 struct NarrowScratch {
@@ -289,7 +288,7 @@ int64_t nearest_of_all(const T* x, const Packed<T>& p, int64_t d, const T* centr
 template <class T>
 void assign_columns(const T* x, int64_t row_stride, int64_t n, int64_t d, const T* centroids,
                     const Prepared<T>& prepared, const NarrowScratch& s, bool exact, Ahead ahead, int64_t* labels,
-                    int64_t* counts) {
+                    int64_t* rechecked) {
   const Packed<T>& p = prepared.all;
   const double rho = double(d + 4) * 0x1p-53;
   const CommonLimit common = {broadcast(p.largest[0]), broadcast(p.largest[1]), broadcast(p.largest[2]),
@@ -318,8 +317,7 @@ void assign_columns(const T* x, int64_t row_stride, int64_t n, int64_t d, const 
         const float length = s.norms[at + lane];
         if (!(length < INFINITY)) {
           labels[at + lane] = nearest_of_all(x + (at + lane) * row_stride, p, d, centroids);
-          ++counts[0];
-          ++counts[1];
+          ++*rechecked;
           continue;
         }
         const int64_t one = low[v].position[lane];
@@ -334,8 +332,7 @@ void assign_columns(const T* x, int64_t row_stride, int64_t n, int64_t d, const 
     const int64_t rows = n - start < kGroupRows ? n - start : kGroupRows;
     narrow_rescan(p, columns, d, norm, limit, x + start * row_stride, row_stride, rows, centroids, s.elements,
                   labels + start);
-    counts[0] += open;
-    counts[1] += open;
+    *rechecked += open;
   }
 }
 

@@ -23,6 +23,7 @@
 #include "dcfast/core.h"
 #include "float_env.h"
 #include "simd.h"
+#include "workspace.h"
 
 namespace dcfast {
 namespace DCFAST_ISA {
@@ -51,7 +52,6 @@ inline int64_t group_size(int64_t k) {
 }
 inline int64_t groups_of(int64_t k) { return (k + group_size(k) - 1) / group_size(k); }
 
-inline int64_t align64(int64_t bytes) { return (bytes + 63) & ~int64_t(63); }
 inline int64_t panels_of(int64_t k) { return (k + kPanel - 1) / kPanel; }
 inline int64_t pairs_of(int64_t d) { return (d + 1) / 2; }
 
@@ -134,7 +134,7 @@ struct Prepared {
   float* drift;       // [kKept] at least how far a centroid of the group moved; in the data's units
   float* step;        // [k] at least how far a centroid moved; with `previous`
   uint8_t* differs;   // [k] whether a centroid differs from `previous`
-  uint64_t* hash;     // [k] used while preparing, as are the next two
+  uint64_t* hash;     // [k] used while preparing, as are the slots
   int32_t* slots;     // [hash size]
   int64_t* distinct;  // [k] the index of the live ones, in order
 };
@@ -143,13 +143,6 @@ inline int64_t hash_size(int64_t k) {
   int64_t size = 16;
   while (size < 2 * k) size *= 2;
   return size;
-}
-
-template <class P>
-P* take(char* base, int64_t* at, int64_t count) {
-  char* here = base + *at;
-  *at += align64(count * int64_t(sizeof(P)));
-  return reinterpret_cast<P*>(here);
 }
 
 // Bytes of the workspace for the narrow or the wide pass; for the latter with room for changed centroids or not, and

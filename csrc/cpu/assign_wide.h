@@ -356,8 +356,7 @@ inline void merge(Lowest* into, const Lowest& other) {
 }
 
 // Compare the slots list[0, count) with the panels [first, last) and hand the bounds of every tile to
-// take(index in the list, bounds of the left vector, of the right one, its first position; whether there is a right
-// one).
+// take(index in the list, the first position, bounds of the left vector, of the right one).
 template <class T, class Take>
 inline __attribute__((always_inline)) void scan(const Prepared<T>& p, const Scratch& s, int64_t count, int64_t d,
                                                 int64_t first, int64_t last, float rho, Ahead* ahead, Take take) {

@@ -210,9 +210,9 @@ double d64_union(const T* x, const Index* x_index, int64_t n, const T* c, const 
   return acc;
 }
 
-// The candidates as a second CSR, their columns side by side, and their squares.
 typedef double Four __attribute__((vector_size(32), aligned(8), may_alias));
 
+// The candidates as a second CSR, their columns side by side, and their squares.
 struct Candidates {
   int64_t count, width;
   const int64_t *indptr, *indices;

@@ -157,12 +157,12 @@ void label_rows(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t* 
   }
   memset(w.changed, 0, size_t(z.k));
   set_largest(w.p.all);
-  int64_t rechecked[2] = {};
+  int64_t rechecked = 0;
   for (int64_t block = 0; block < blocks_of(q.n); ++block) {
     const int64_t start = block * kNarrowBlock, count = q.n - start < kNarrowBlock ? q.n - start : kNarrowBlock;
     if (live > 0) {
       assign_columns(q.x + start * q.row_stride, q.row_stride, count, z.d, q.centroids, w.p, block_at(w, block, z.d),
-                     false, Ahead{nullptr, nullptr}, labels + start, rechecked);
+                     false, Ahead{nullptr, nullptr}, labels + start, &rechecked);
     } else {
       for (int64_t row = start; row < start + count; ++row) labels[row] = -1;
     }
@@ -194,7 +194,7 @@ void own_distances(const Problem<T>& q, int64_t d, const T* centroids, int64_t k
   }
 }
 
-// Give each of the `vacant` clusters without rows the row farthest from its centroid: by D64 descending, then by index.
+// Give each cluster without rows the row farthest from its centroid: by D64 descending, then by index.
 template <class T>
 void relocate(const Problem<T>& q, const Sizes& z, const Work<T>& w) {
   own_distances(q, z.d, q.centroids, z.k, w.next, nullptr, w.distance);

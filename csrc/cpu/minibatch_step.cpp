@@ -7,6 +7,7 @@
 #include "exact_sum.h"
 #include "float_env.h"
 #include "rows.h"
+#include "workspace.h"
 
 namespace dcfast {
 namespace DCFAST_ISA {
@@ -28,13 +29,6 @@ struct Buffers {
 };
 
 inline int64_t copies_of(int64_t d, int n_threads) { return d / kMinColumns >= n_threads ? 1 : n_threads; }
-
-template <class P>
-P* take(char* base, int64_t* at, int64_t count) {
-  char* here = base + *at;
-  *at += (count * int64_t(sizeof(P)) + 63) / 64 * 64;
-  return reinterpret_cast<P*>(here);
-}
 
 // Without a base, what the buffers need; *status says whether assign takes such sizes.
 int64_t layout(int dtype, int64_t n, int64_t d, int64_t k, int64_t n_words, int n_threads, char* base, Buffers* b,
@@ -99,10 +93,10 @@ int minibatch_step(int dtype, const void* x, int64_t row_stride, int64_t n, int6
   layout(dtype, n, d, k, n_words, n_threads, static_cast<char*>(workspace), &b, &status);
   if (status != DCFAST_OK) return status;
   const int64_t copies = copies_of(d, n_threads), size = k * n_words * d;
-  int64_t rechecked[3] = {};
+  int64_t rechecked_and_moved[2] = {};
   assign_prepare(dtype, centroids, k, d, nullptr, false, b.prepared, n_threads);
   assign(dtype, x, row_stride, n, d, centroids, k, nullptr, b.prepared, b.scratch, nullptr, nullptr, b.labels,
-         rechecked, n_threads);
+         rechecked_and_moved, n_threads);
   point_distances(dtype, x, row_stride, n, d, centroids, k, b.labels, weight, b.distances, n_threads);
   memset(b.sums, 0, size_t(8 * n_threads * kSumWords));
   exact_sum_add(b.distances, n, b.sums, n_threads);

@@ -28,6 +28,7 @@
 #include "dtype.h"
 #include "float_env.h"
 #include "simd.h"
+#include "workspace.h"
 
 namespace dcfast {
 namespace DCFAST_ISA {
@@ -158,18 +159,13 @@ template <class T>
 int64_t layout(int pass, const Sizes& s, const Plan& p, char* base, Scratch* scratch) {
   constexpr int64_t kSize = sizeof(T);
   int64_t at = 0;
-  auto take = [&](int64_t bytes) {
-    char* here = base + at;
-    at += round_up(bytes, 64);
-    return here;
-  };
   const bool forward = pass == DCFAST_SOBEL_FORWARD, image = pass == DCFAST_SOBEL_BACKWARD_IMAGE;
-  scratch->planes = take((2 * p.plane + Simd<T>::kLanes) * kSize);
-  scratch->lines = take(4 * (s.width + 2) * kSize);
-  scratch->grey = take(image ? 0 : (p.rows + 2) * (s.width + 2) * kSize);
-  scratch->patches = take(forward ? 0 : kBlockPixels * p.patch * kSize);
-  scratch->offsets = reinterpret_cast<int64_t*>(take(forward ? p.columns * 8 : 0));
-  scratch->groups = reinterpret_cast<Group*>(take(forward ? p.band * p.groups * int64_t(sizeof(Group)) : 0));
+  scratch->planes = take<char>(base, &at, (2 * p.plane + Simd<T>::kLanes) * kSize);
+  scratch->lines = take<char>(base, &at, 4 * (s.width + 2) * kSize);
+  scratch->grey = take<char>(base, &at, image ? 0 : (p.rows + 2) * (s.width + 2) * kSize);
+  scratch->patches = take<char>(base, &at, forward ? 0 : kBlockPixels * p.patch * kSize);
+  scratch->offsets = take<int64_t>(base, &at, forward ? p.columns : 0);
+  scratch->groups = take<Group>(base, &at, forward ? p.band * p.groups : 0);
   return at;
 }
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,25 @@ import dcfast
 from dcfast.cluster import arrays
 from dcfast.cluster import init as starts
 from dcfast.cluster.points import InMemory, Points, open_points, unit
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def unfitted_on_error(fit: Callable[P, R]) -> Callable[P, R]:
+    """A `fit` that fails or is interrupted leaves nothing of a model: neither half of this one nor the one before."""
+
+    @functools.wraps(fit)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return fit(*args, **kwargs)
+        except BaseException:
+            fitted = vars(args[0])
+            for name in [name for name in fitted if name.endswith("_") and not name.startswith("__")]:
+                del fitted[name]
+            raise
+
+    return wrapper
 
 
 class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -71,7 +90,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
                 f"Explicit initial center position passed: performing only one init in {type(self).__name__} "
                 f"instead of n_init={n_init}.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=6,
             )
             return 1
         return n_init
@@ -193,16 +212,6 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         """The negative inertia of X, every row at its nearest centroid."""
         points, centroids = self._compare(X, sample_weight)
         return -float(points.inertia(centroids, points.assign(centroids)))
-
-    @contextlib.contextmanager
-    def _unfitted_on_error(self) -> Iterator[None]:
-        """A fit that fails or is interrupted leaves nothing of a model: neither half of this one nor the one before."""
-        try:
-            yield
-        except BaseException:
-            for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("__")]:
-                delattr(self, name)
-            raise
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_dcfast_version": dcfast.__version__}

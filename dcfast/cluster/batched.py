@@ -292,5 +292,5 @@ def _warn_of_few(problems: Problems, labels: torch.Tensor, k: int) -> None:
             f"Number of distinct clusters found smaller than n_clusters ({k}) in {few} of {problems.n_problems} "
             "problems. Possibly due to duplicate points in X.",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=6,
         )

@@ -13,7 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from dcfast import ops
 from dcfast.cluster import arrays
-from dcfast.cluster.base import BaseKMeans
+from dcfast.cluster.base import BaseKMeans, unfitted_on_error
 from dcfast.cluster.lloyd import Lloyd, lloyd
 from dcfast.cluster.points import Points, open_points
 
@@ -118,6 +118,7 @@ class BisectingKMeans(BaseKMeans):
         self.bisecting_strategy = bisecting_strategy
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @unfitted_on_error
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BisectingKMeans:
         """Cluster the rows of X.
 
@@ -136,7 +137,8 @@ class BisectingKMeans(BaseKMeans):
         ------
         ValueError
             If X is not finite or has fewer rows (of positive weight) than n_clusters, or if weights or the centroids
-            of a callable `init` do not fit.
+            of a callable `init` do not fit. After an error or an interrupt the estimator is not fitted, even if it was
+            before.
         """
         points = open_points(self, X, reset=True, sample_weight=sample_weight)
 

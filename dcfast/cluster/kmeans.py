@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from dcfast.cluster import batched
-from dcfast.cluster.base import BaseKMeans
+from dcfast.cluster.base import BaseKMeans, unfitted_on_error
 from dcfast.cluster.lloyd import Callback, Lloyd, lloyd
 from dcfast.cluster.points import Points, open_points
 from dcfast.cluster.ranks import ProcessGroup, Ranks
@@ -167,6 +167,7 @@ class KMeans(BaseKMeans):
         self.early_stop_threshold = early_stop_threshold
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @unfitted_on_error
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None, offsets: Any = None) -> KMeans:
         """Cluster the rows of X, or of each of B problems.
 
@@ -196,27 +197,25 @@ class KMeans(BaseKMeans):
             If fewer than n_clusters distinct clusters were found.
         """
         if batched.is_batch(X, offsets):
-            with self._unfitted_on_error():
-                batched.fit(self, X, offsets, sample_weight)
+            batched.fit(self, X, offsets, sample_weight)
             return self
-        with self._unfitted_on_error():
-            points = self._open(X, sample_weight)
-            self._check_parameters(points)
-            if self.algorithm == "elkan" and self.n_clusters == 1:
-                warnings.warn(
-                    "algorithm='elkan' doesn't make sense for a single cluster: there is nothing to bound.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            best = self._best_run(points)
-            sizes = points.ranks.sum(torch.bincount(best.labels, minlength=self.n_clusters))
-            if (found := int(torch.count_nonzero(sizes))) < self.n_clusters:
-                warnings.warn(
-                    f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}). "
-                    "Possibly due to duplicate points in X.",
-                    ConvergenceWarning,
-                    stacklevel=2,
-                )
+        points = self._open(X, sample_weight)
+        self._check_parameters(points)
+        if self.algorithm == "elkan" and self.n_clusters == 1:
+            warnings.warn(
+                "algorithm='elkan' doesn't make sense for a single cluster: there is nothing to bound.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        best = self._best_run(points)
+        sizes = points.ranks.sum(torch.bincount(best.labels, minlength=self.n_clusters))
+        if (found := int(torch.count_nonzero(sizes))) < self.n_clusters:
+            warnings.warn(
+                f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}). "
+                "Possibly due to duplicate points in X.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
         self.cluster_centers_ = points.answer(best.centroids)
         self.labels_ = points.answer(best.labels.int())
         self.inertia_ = float(best.inertia)

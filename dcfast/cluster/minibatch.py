@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import Interval
 
 from dcfast import ops
 from dcfast.cluster import arrays
-from dcfast.cluster.base import BaseKMeans, random_subset
+from dcfast.cluster.base import BaseKMeans, random_subset, unfitted_on_error
 from dcfast.cluster.points import Points, open_points
 
 
@@ -137,12 +137,13 @@ class MiniBatchKMeans(BaseKMeans):
                     f"init_size={size} should be larger than n_clusters={self.n_clusters}: "
                     "min(3*n_clusters, n_samples) is used",
                     RuntimeWarning,
-                    stacklevel=3,
+                    stacklevel=5,
                 )
             size = 3 * self.n_clusters
         self._init_size = min(size, n)
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @unfitted_on_error
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MiniBatchKMeans:
         """Cluster the rows of X from random batches of them.
 
@@ -161,7 +162,8 @@ class MiniBatchKMeans(BaseKMeans):
         Raises
         ------
         ValueError
-            If X is not finite or has fewer rows than n_clusters, or if weights or initial centroids do not fit.
+            If X is not finite or has fewer rows than n_clusters, or if weights or initial centroids do not fit. After
+            an error or an interrupt the estimator is not fitted, even if it was before.
         """
         points = open_points(self, X, reset=True, sample_weight=sample_weight)
         self._check_parameters(points)

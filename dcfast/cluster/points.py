@@ -700,12 +700,9 @@ def _as_rows(chunk: Any) -> Any:
     return np.asarray(chunk)
 
 
-def _densified(rows: Any) -> Any:
-    return rows.toarray() if _is_sparse(rows) else rows
-
-
 def _dense(rows: Any, dtype: torch.dtype) -> torch.Tensor:
-    rows = _densified(rows)
+    if _is_sparse(rows):
+        rows = rows.toarray()
     if isinstance(rows, np.ndarray):
         # NumPy converts what torch has no type for: long doubles, other orders of bytes, negative strides.
         return arrays.from_numpy(np.ascontiguousarray(rows, dtype=arrays.NUMPY[dtype]))

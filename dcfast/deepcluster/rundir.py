@@ -145,7 +145,7 @@ def mapped_array(n_rows: int, width: int, folder: Path | None) -> np.memmap:
         if free < n_bytes:
             raise OSError(
                 f"features take {n_bytes:,} bytes, more than the memory they may have, and only {free:,} are free in "
-                f"{folder or tempfile.gettempdir()}: raise --max-memory or make room"
+                f"{folder or tempfile.gettempdir()}: raise max_memory or make room"
             )
         file.truncate(n_bytes)
         return np.memmap(file, dtype=np.float32, shape=(n_rows, width), mode="r+")

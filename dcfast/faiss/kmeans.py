@@ -56,6 +56,8 @@ class Kmeans:
         If a keyword is unknown.
     TypeError
         If the value of one is of another type.
+    ValueError
+        If `gpu` is a number of devices or of one: a run is served by the current one.
     RuntimeError
         If `gpu` is given and torch sees no CUDA device.
 

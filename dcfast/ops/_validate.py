@@ -50,6 +50,17 @@ def integers(x: torch.Tensor, name: str, shape: tuple[int, ...] | torch.Size) ->
         raise ValueError(f"{name} has shape {tuple(x.shape)}: expected {tuple(shape)}")
 
 
+def sums(words: torch.Tensor, counts: torch.Tensor) -> None:
+    """`words` (k, n_words, d) and `counts` (k,) can be added to in place."""
+    for name, value in (("words", words), ("counts", counts)):
+        if not value.is_contiguous():
+            raise ValueError(f"{name} has strides {value.stride()}: it is changed in place; pass a contiguous tensor")
+    if words.dim() != 3:
+        raise ValueError(f"words has shape {tuple(words.shape)}: expected (k, n_words, d)")
+    integers(words, "words", words.shape)
+    integers(counts, "counts", words.shape[:1])
+
+
 def exact_range(lowest: int, highest: int) -> None:
     """Elements of magnitudes 2^lowest to 2^highest have exact sums."""
     if highest > _MAX_EXPONENT or lowest < -_MAX_EXPONENT:

@@ -73,7 +73,7 @@ template <class T>
 void assign(const std::vector<T>& x, const Shape& s, const std::vector<T>& c, const std::vector<T>* previous,
             const std::vector<int64_t>* before, std::vector<float>* bounds, int n_threads,
             std::vector<int64_t>* labels) {
-  int64_t workspace_bytes, scratch_bytes, counts[3] = {};
+  int64_t workspace_bytes, scratch_bytes, counts[2] = {};
   const void* old = previous != nullptr ? previous->data() : nullptr;
   check(ops::assign_workspace(kType<T>, s.k, s.d, previous != nullptr, before != nullptr, &workspace_bytes));
   check(ops::assign_scratch(kType<T>, s.k, s.d, &scratch_bytes));
@@ -207,14 +207,43 @@ void kmeans_plusplus(const std::vector<T>& x, const Shape& s, bool cached, int n
   append(results, chosen);
 }
 
-// The rows as problems of 1 to 40 rows, some with fewer distinct ones than clusters.
-template <class T>
-void lloyd(const std::vector<T>& x, const Shape& s, int n_threads, Results* results) {
-  constexpr int64_t kWords = 3, kMost = 40, kClusters = 3;
+constexpr int64_t kMost = 40;
+
+// The rows as problems of 1 to kMost rows.
+std::vector<int64_t> problems_of(const Shape& s) {
   std::vector<int64_t> offsets = {0};
   for (int64_t size = 1; offsets.back() < s.n; size = size % kMost + 1) {
     offsets.push_back(offsets.back() + size < s.n ? offsets.back() + size : s.n);
   }
+  return offsets;
+}
+
+// A row of each problem is drawn with what k-means++ draws after it.
+template <class T>
+void batched_starts(const std::vector<T>& x, const Shape& s, int n_threads, Results* results) {
+  constexpr int64_t kTrials = 3, kSteps = 4, kDrawn = kTrials * kSteps;
+  const std::vector<int64_t> offsets = problems_of(s);
+  const int64_t problems = int64_t(offsets.size()) - 1;
+  std::vector<int64_t> seeds(size_t(problems), 5), first(size_t(problems), 0), chosen(size_t(problems * kSteps), 0);
+  std::vector<double> room(size_t(n_threads * 2 * kMost), 0.0), uniform(size_t(problems * kDrawn), 0.0);
+  check(ops::draw_rows(seeds.data(), offsets.data(), problems, nullptr, 1, kDrawn, 1, room.data(), kMost, first.data(),
+                       uniform.data(), n_threads));
+  int64_t bytes;
+  check(ops::kmeans_plusplus_workspace(kType<T>, kMost, s.d, kTrials, true, 1, &bytes));
+  Workspace workspace(bytes * n_threads);
+  check(ops::kmeans_plusplus_batch(kType<T>, x.data(), s.d, offsets.data(), problems, s.d, nullptr, kTrials,
+                                   first.data(), uniform.data(), kSteps, workspace.get(), bytes, chosen.data(),
+                                   n_threads));
+  append(results, first);
+  append(results, uniform);
+  append(results, chosen);
+}
+
+// Some problems have fewer distinct rows than clusters.
+template <class T>
+void lloyd(const std::vector<T>& x, const Shape& s, int n_threads, Results* results) {
+  constexpr int64_t kWords = 3, kClusters = 3;
+  const std::vector<int64_t> offsets = problems_of(s);
   const int64_t problems = int64_t(offsets.size()) - 1, unit = -90;
   std::vector<int64_t> low(size_t(s.d), unit), labels(size_t(s.n), -1), seed(size_t(problems), 3);
   std::vector<int64_t> n_iter(size_t(problems), 0), status(size_t(problems), DCFAST_LLOYD_RUNNING);
@@ -273,6 +302,7 @@ Results everything(const Shape& s, int n_threads) {
   inertia(x, s, c, labels, n_threads, &results);
   csr(x, s, c, n_threads, &results);
   for (bool cached : {false, true}) kmeans_plusplus(x, s, cached, n_threads, &results);
+  batched_starts(x, s, n_threads, &results);
   lloyd(x, s, n_threads, &results);
   minibatch_step(x, s, c, n_threads, &results);
   return results;

@@ -32,8 +32,8 @@ typedef int dcfast_cpu_assign_prepare_fn(int dtype, const void* centroids, int64
                                          bool labelled, void* workspace, int n_threads);
 // Labels of n rows of x. With previous, before holds those for its centroids, or -1, and bounds what is known of the
 // other centroids and will be (n x groups of the wide pass, see dcfast/ops/assign/__init__.py). scratch holds n_threads
-// * scratch_bytes(k, d) bytes. counts[0] and counts[1] gain the number of rows that needed a recheck and of those that
-// needed every candidate, counts[2] that of the labels that differ from before, if that is not null.
+// * scratch_bytes(k, d) bytes. counts[0] gains the number of rows that needed a recheck, counts[1] that of the labels
+// that differ from before, if that is not null.
 typedef int dcfast_cpu_assign_scratch_fn(int dtype, int64_t k, int64_t d, int64_t* bytes);
 typedef int dcfast_cpu_assign_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
                                  const void* centroids, int64_t k, const void* previous, const void* workspace,

@@ -23,6 +23,8 @@ __all__ = [
     "sum_grid",
 ]
 
+_NOT_FINITE = "x has non-finite rows with a label: give them the label -1, as assign does"
+
 
 class ClusterSums(NamedTuple):
     """Exact sums of the members of every cluster.
@@ -99,11 +101,9 @@ def _check_moves(
 ) -> None:
     if x.dim() != 2:
         raise ValueError(f"x has shape {tuple(x.shape)}: accumulate_moves takes one problem, of shape (N, d)")
-    if words.dim() != 3 or not words.is_contiguous() or not counts.is_contiguous():
-        raise ValueError(f"words has shape {tuple(words.shape)}: expected contiguous words (k, n_words, d) and counts")
+    _validate.sums(words, counts)
     _check_accumulate(x, labels, words.shape[0], sample_weight, low, words.shape[1])
     _validate.integers(words, "words", (*words.shape[:2], x.shape[1]))
-    _validate.integers(counts, "counts", words.shape[:1])
     _validate.integers(previous, "previous", labels.shape)
 
 
@@ -184,6 +184,9 @@ def accumulate(
     if isinstance(x, Csr):
         if grid is None:
             grid = grid_of(*column_range(x, sample_weight), x.dtype, x.shape[0], sample_weight is not None)
+            owner = labels.repeat_interleave(x.indptr.diff())
+            if not bool(x.values.isfinite()[(owner >= 0) & (owner < n_clusters)].all()):
+                raise ValueError(_NOT_FINITE)
         running = RunningSums(n_clusters, grid, None if sample_weight is None else sum_grid(sample_weight[:, None]))
         running.move(x, labels, torch.full_like(labels, -1), sample_weight)
         return running.sums()
@@ -192,7 +195,7 @@ def accumulate(
         grid = sum_grid(x, sample_weight)
         inside = (labels >= 0) & (labels < n_clusters)
         if inside.shape == x.shape[:-1] and not bool(x.isfinite().all(-1)[inside].all()):
-            raise ValueError("x has non-finite rows with a label: give them the label -1, as assign does")
+            raise ValueError(_NOT_FINITE)
     words, counts = _accumulate(x, labels, n_clusters, sample_weight, *grid)
     if sample_weight is None:
         return ClusterSums(words, counts, counts.double(), grid)

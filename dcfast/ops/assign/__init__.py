@@ -139,7 +139,7 @@ def distance_bounds(n: int, d: int, device: torch.device) -> torch.Tensor:
     -------
     Tensor of shape (N, 8), float32
         Zeros. In column g comes at most the distance (not squared) from row i to every centroid of group g but its own,
-        in the last one at least that to its own. Centroid j belongs to the group j // group_size(k). Of shape (N, 0)
+        in the last one at least that to its own. Which centroids form a group only `reassign` knows. Of shape (N, 0)
         where no bounds are kept: for d <= 16 and on a GPU. They stay zeros where centroids are so few that a scan costs
         less (`is_narrow` in csrc/cpu/assign_prepare.h).
     """

@@ -93,7 +93,7 @@ def _assign(
     workspace_bytes, scratch_bytes = sizes.tolist()
     workspace = torch.empty(workspace_bytes, dtype=torch.uint8)
     scratch = torch.empty(scratch_bytes * n_threads, dtype=torch.uint8)
-    counts = torch.zeros(3, dtype=torch.int64)
+    counts = torch.zeros(2, dtype=torch.int64)
     core.assign_prepare(dtype, centroids.data_ptr(), k, d, old, before is not None, workspace.data_ptr(), n_threads)
     for start, stop in _native.slices(n, 2.0 * k * d, _BLOCK_ROWS * n_threads):
         rows = x[start:stop].to(wide)
@@ -116,4 +116,4 @@ def _assign(
             counts.data_ptr(),
             n_threads,
         )
-    return counts[2].clone()  # an op returns no part of a tensor
+    return counts[1].clone()  # an op returns no part of a tensor

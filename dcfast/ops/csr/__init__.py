@@ -67,10 +67,7 @@ def _check_moves(
 ) -> None:
     _check_rows(indptr, indices, values)
     rows = indptr.shape[0] - 1
-    if words.dim() != 3 or not words.is_contiguous() or not counts.is_contiguous():
-        raise ValueError(f"words has shape {tuple(words.shape)}: expected contiguous words (k, n_words, d) and counts")
-    _validate.integers(words, "words", words.shape)
-    _validate.integers(counts, "counts", words.shape[:1])
+    _validate.sums(words, counts)
     _validate.integers(labels, "labels", (rows,))
     _validate.integers(previous, "previous", (rows,))
     _validate.integers(low, "low", words.shape[2:])
@@ -253,11 +250,11 @@ def csr_closer(
     -----
     O(m nnz + m d) operations, and O(non-zeros of both) for every row that a bound does not exclude.
     """
-    return _closer(*_tensors(x, candidates), candidates, closest, sample_weight)
+    return _closer(*_tensors(x, candidates, "candidates"), candidates, closest, sample_weight)
 
 
-def _tensors(x: Csr, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the ops take, whose number of columns is that of the centroids."""
-    if centroids.shape[-1:] != (x.n_features,):
-        raise ValueError(f"centroids has shape {tuple(centroids.shape)}: expected {x.n_features} columns, as x has")
+def _tensors(x: Csr, others: torch.Tensor, name: str = "centroids") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the ops take, whose number of columns is that of the rows that they are compared with."""
+    if others.shape[-1:] != (x.n_features,):
+        raise ValueError(f"{name} has shape {tuple(others.shape)}: expected {x.n_features} columns, as x has")
     return x.tensors

@@ -31,6 +31,9 @@ def _check(
     if shares is not None:
         if shares.shape[0] != int(offsets[-1]):
             raise ValueError(f"shares has shape {tuple(shares.shape)}: expected ({int(offsets[-1])},)")
+        unusable = int(torch.count_nonzero(~((shares >= 0) & (shares <= 1))))
+        if unusable:
+            raise ValueError(f"shares has {unusable} element(s) outside 0 to 1: divide the weights by their sum")
         counts = torch.nn.functional.pad((shares > 0).long().cumsum(0), (1, 0))
         usable = counts[offsets].diff()
     if bool((usable < n_rows).any()):

@@ -118,8 +118,8 @@ def _backward(ctx: Any, row_gradients: torch.Tensor) -> tuple[torch.Tensor | Non
 
 def _no_double_backward(ctx: Any, *_: Any) -> NoReturn:
     raise RuntimeError(
-        "dcfast.linear_weighted_cross_entropy has no second derivative: use torch.nn.functional.linear_cross_entropy "
-        "with weight=dcfast.ops.inverse_size_weights(cluster_sizes) where one is needed"
+        "dcfast.linear_weighted_cross_entropy has no second derivative: use torch.nn.functional.linear and "
+        "cross_entropy with weight=dcfast.ops.inverse_size_weights(cluster_sizes) where one is needed"
     )
 
 
@@ -201,7 +201,7 @@ def linear_weighted_cross_entropy(
         dcfast.ops.weighted_cross_entropy(logits, target, cluster_sizes, ...)
 
     without the N x k logits or their gradient: both exist for some rows at a time. Arguments are named as those of
-    `torch.nn.functional.linear_cross_entropy`, whose `weight` is 1 / cluster_sizes here.
+    `torch.nn.functional.linear_cross_entropy` (of newer torch), whose `weight` is 1 / cluster_sizes here.
 
     Parameters
     ----------

@@ -11,8 +11,6 @@ from dcfast.ops._scalar import scalar
 from dcfast.ops.accumulate import check_weight
 
 EMPTY = ("farthest", "split", "keep")
-# Values of `Runs.ended`.
-MAX_ITER, LABELS, TOL = 0, 1, 2
 _MAX_ROWS = 2**22
 
 
