@@ -161,11 +161,34 @@ def test_empty_input(cpu_backend):
     assert torch.equal(sums.words, torch.zeros_like(sums.words))
 
 
+def test_running_sums_of_weights_need_their_grid(cpu_backend):
+    x, labels, none = torch.ones(3, 2), torch.zeros(3, dtype=torch.int64), torch.full((3,), -1)
+    weight = torch.ones(3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="sample_weight is given and weight_grid is not"):
+        ops.RunningSums(1, ops.sum_grid(x)).move(x, labels, none, weight)
+    with pytest.raises(ValueError, match="weight_grid is given and sample_weight is not"):
+        ops.RunningSums(1, ops.sum_grid(x), ops.sum_grid(weight[:, None])).move(x, labels, none)
+
+
+def test_moves_need_contiguous_sums(cpu_backend):
+    x, labels, none = torch.ones(3, 2), torch.zeros(3, dtype=torch.int64), torch.full((3,), -1)
+    words, counts = torch.zeros(4, 1, 2, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
+    low = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="words has strides"):
+        torch.ops.dcfast.accumulate_moves(words[::2], counts[:2], x, labels, none, None, low)
+    with pytest.raises(ValueError, match="counts has strides"):
+        torch.ops.dcfast.accumulate_moves(words[:2].contiguous(), counts[::2], x, labels, none, None, low)
+
+
 def test_non_finite_rows_need_the_label_minus_one(cpu_backend):
     x = torch.tensor([[1.0], [torch.nan]])
     assert ops.accumulate(x, torch.tensor([0, -1]), 1).counts.tolist() == [1]
     with pytest.raises(ValueError, match="non-finite rows"):
         ops.accumulate(x, torch.tensor([0, 0]), 1)
+    sparse = ops.Csr(torch.tensor([0, 1, 2]), torch.tensor([0, 0]), x[:, 0].clone(), 1)
+    assert ops.accumulate(sparse, torch.tensor([0, -1]), 1).counts.tolist() == [1]
+    with pytest.raises(ValueError, match="non-finite rows"):
+        ops.accumulate(sparse, torch.tensor([0, 0]), 1)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,14 @@ def test_gradcheck(cpu_backend):
         assert torch.autograd.gradcheck(lambda *leaves: ours(*leaves, *pool, *moments), leaves)  # noqa: B023
 
 
+def test_a_second_derivative_is_refused(cpu_backend):
+    leaves, pool = make((2, 3, 5, 6, 2, 2))
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    gradients = torch.autograd.grad(ours(*leaves, *pool).square().sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradients[0].sum().backward()
+
+
 @pytest.mark.parametrize("needs", [True, False])
 def test_opcheck(cpu_backend, needs):
     (x, weight, bias), pool = make((2, 5, 6, 7, 2, 2), torch.float32)

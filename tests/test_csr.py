@@ -263,6 +263,8 @@ def test_arguments_that_go_with_the_rows_are_checked():
         ops.RunningSums(2, ops.Grid(torch.zeros(3, dtype=torch.int64), 2)).move(rows, labels, labels)
     with pytest.raises(ValueError, match="both at least 1"):
         ops.assign(rows, torch.zeros(0, 4))
+    with pytest.raises(ValueError, match=r"candidates has shape \(2, 3\)"):
+        ops.csr_closer(rows, c[:, :3], None)
 
 
 def test_opcheck(cpu_backend):

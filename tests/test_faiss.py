@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import faiss
@@ -320,6 +321,18 @@ def test_spherical_is_cosine():
     assert isinstance(model.index, ours.IndexFlatIP)
 
 
+@pytest.mark.parametrize("d", range(1, 21))
+def test_spherical_in_every_dimension(d):
+    """Vectors are lengthened for inner products, past the number of columns from which on bounds are kept."""
+    x = normal(300, d, offset=0.5)
+    model = ours.Kmeans(d, 4, spherical=True, niter=4)
+    model.train(x)
+    products = x.astype("float64") @ model.centroids.T.astype("float64")
+    similarity, labels = model.assign(x)
+    np.testing.assert_allclose(similarity, products.max(1), rtol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(products, labels[:, None], 1)[:, 0], products.max(1), rtol=1e-12)
+
+
 def test_weights_are_rounded_to_float32():
     x, weights = normal(300, 3), np.random.default_rng(0).random(300)
     models = []
@@ -514,6 +527,8 @@ REFUSED = [
     (lambda: ours.Kmeans(4, 5, gpu=2), ValueError, "gpu=2"),
     (lambda: ours.Kmeans(4, 51).train(X), ValueError, r"\(50\).*\(51\)"),
     (lambda: ours.Kmeans(4, 0).train(X), ValueError, "k=0"),
+    (lambda: ours.Kmeans(0, 2).train(X[:, :0]), ValueError, "d=0"),
+    (lambda: ours.Kmeans(4, 5, progressive_dim_steps=0).train(X), ValueError, "progressive_dim_steps=0"),
     (lambda: ours.Kmeans(4, 5, nredo=0).train(X), ValueError, "nredo=0"),
     (lambda: ours.Kmeans(4, 5, max_points_per_centroid=0).train(X), ValueError, "max_points_per_centroid=0"),
     (lambda: ours.Kmeans(4, 5, init_method=7).train(X), ValueError, "init_method=7"),
@@ -536,6 +551,7 @@ REFUSED = [
     (lambda: ours.IndexFlatL2(4).search(X, 0), ValueError, "k=0"),
     (lambda: ours.IndexFlatL2(4).reconstruct(0), ValueError, "key=0"),
     (lambda: ours.PCAMatrix(4, 5), ValueError, "dout=5"),
+    (lambda: ours.PCAMatrix(4, 3, 0.0, True), ValueError, "random_rotation=True"),
     (lambda: ours.PCAMatrix(4, 4).train(X[:4]), ValueError, "4 rows"),
     (lambda: ours.PCAMatrix(4, 2).apply(X), ValueError, "not trained"),
     (lambda: ours.GpuIndexFlatL2, AttributeError, "CUDA tensors"),
@@ -638,6 +654,30 @@ def test_inner_products_of_any_lengths():
         values, labels = index.search(queries, k)
         np.testing.assert_array_equal(labels, (-products).argsort(1, kind="stable")[:, :k])
         np.testing.assert_allclose(values, np.take_along_axis(products, labels, 1), rtol=1e-6)
+
+
+def test_inner_products_past_vectors_that_are_not_finite_or_huge():
+    index = ours.IndexFlatIP(2)
+    index.add(np.array([[1, 0], [2, 0], [np.nan, 0], [np.inf, 1], [0.5, 0]], "float32"))
+    values, labels = index.search(np.array([[1, 0]], "float32"), 5)
+    assert labels.tolist() == [[1, 0, 4, -1, -1]]
+    assert values[0, :3].tolist() == [2, 1, 0.5]
+    huge = ours.IndexFlatIP(2)
+    huge.add(np.array([[3e38, 0], [0, 1], [3e38, 3e38]], "float32"))
+    for k in (1, 3):
+        values, labels = huge.search(np.array([[1, -0.5], [0, -1]], "float32"), k)
+        assert labels.tolist() == [[0, 2, 1][:k], [0, 1, 2][:k]]
+        assert values[0, 0] == np.float32(3e38)
+    index.reset()
+    index.add(np.array([[1e5, 0], [2e-8, 0], [1e-8, 0]], "float32"))
+    values, labels = index.search(np.array([[-1, 0]], "float32"), 3)
+    assert labels.tolist() == [[2, 1, 0]]
+
+
+def test_a_sample_is_not_too_small():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours.Kmeans(4, 10, max_points_per_centroid=10, niter=2).train(normal(300, 4))
 
 
 # PCA

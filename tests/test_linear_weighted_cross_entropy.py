@@ -224,6 +224,8 @@ def test_nothing_to_average_gives_nan_as_in_torch(cpu_backend):
     operands, target, sizes = make(4, 3, 5, torch.float32)
     assert ours(*operands, torch.full_like(target, -100), sizes).isnan()
     assert ours(*operands, target, torch.zeros_like(sizes)).isnan()
+    sizes[0] = 0
+    assert ours(*operands, torch.zeros_like(target), sizes, label_smoothing=0.1).isnan()
     assert ours(*operands, target, torch.zeros_like(sizes), reduction="sum") == 0
 
 

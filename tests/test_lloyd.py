@@ -232,6 +232,8 @@ def test_no_problems(cpu_backend):
         ({"sample_weight": torch.ones(19).double()}, ValueError, "sample_weight"),
         ({"max_iter": -1}, ValueError, "max_iter=-1"),
         ({"empty": "drop"}, ValueError, "empty='drop'"),
+        ({"tol": torch.zeros(3)}, ValueError, r"tol has shape \(3,\)"),
+        ({"seed": torch.zeros(3)}, ValueError, r"seed has shape \(3,\)"),
         (
             {"x": torch.full((20, 3), 1e200, dtype=torch.float64), "centroids": torch.zeros(2, 4, 3).double()},
             ValueError,

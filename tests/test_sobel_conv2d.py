@@ -1,5 +1,6 @@
 """sobel_conv2d: every backend against the three-step definition in float64, its derivatives, and its determinism."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -158,6 +159,17 @@ def test_flushed_denormals_change_nothing():
     assert output.abs().max() > 0
 
 
+@pytest.mark.parametrize("stride", [7, np.int64(1000), 2**31 - 1])
+def test_a_stride_past_the_image(cpu_backend, stride):
+    image, weight, bias, *_ = make((2, 6, 7, 3, (3, 2), (2, 1), (0, 0)), "contiguous", torch.float64)
+    image, weight = image.requires_grad_(), weight.requires_grad_()
+    found = ops.sobel_conv2d(image, weight, bias, stride=stride)
+    expected = ops.sobel_conv2d(image, weight, bias)[..., :1, :1]
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(*(torch.autograd.grad(y.sum(), (image, weight)) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def leaves(kind="contiguous", dtype=torch.float64):
     arguments = make((2, 6, 7, 3, (3, 2), (2, 1), (1, 2)), kind, dtype)
     image, weight, bias = (t.requires_grad_() if t.is_floating_point() else t for t in arguments[:3])
@@ -241,6 +253,7 @@ IMAGE, WEIGHT = torch.zeros(1, 3, 5, 6), torch.zeros(4, 2, 3, 3)
         ({"bias": torch.zeros(4).double()}, ValueError, "bias is"),
         ({"stride": [0, 1]}, ValueError, "stride is"),
         ({"padding": [0, -1]}, ValueError, "padding is"),
+        ({"padding": [2**63 - 1, 0]}, ValueError, "padding is"),
         ({"mean": torch.zeros(2)}, ValueError, "mean has shape"),
         ({"std": torch.ones(3).int()}, TypeError, "std has dtype"),
         ({"scale": torch.ones(3)}, ValueError, r"scale has shape \(3,\): expected \(4,\)"),
@@ -263,6 +276,10 @@ def test_errors_of_the_gradients_and_of_sequences():
         ops.sobel_conv2d(IMAGE, WEIGHT, mean=[0.5])
     with pytest.raises(ValueError, match="stride is"):
         ops.sobel_conv2d(IMAGE, WEIGHT, stride=(1, 1, 1))
+    with pytest.raises(TypeError, match=r"stride is 1\.5: expected an integer"):
+        ops.sobel_conv2d(IMAGE, WEIGHT, stride=1.5)
+    with pytest.raises(ValueError, match=r"mean is 0\.5: expected three values"):
+        ops.sobel_conv2d(IMAGE, WEIGHT, mean=0.5)
     weight_pass = torch.ops.dcfast.sobel_conv2d_backward_weight
     image_pass = torch.ops.dcfast.sobel_conv2d_backward_image
     grad = torch.zeros(1, 4, 3, 4)

@@ -91,6 +91,8 @@ def test_same_bits_for_every_instruction_set(monkeypatch, isa):
 
 
 def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match="at least one cluster"):
+        ops.split_empty(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), 0, 0)
     with pytest.raises(ValueError, match="counts has shape"):
         ops.split_empty(torch.zeros(3, 2), torch.zeros(2).long(), 0, 0)
     with pytest.raises(TypeError, match="counts has dtype"):

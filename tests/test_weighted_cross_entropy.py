@@ -71,6 +71,13 @@ def test_nothing_to_average_gives_nan_as_in_torch(cpu_backend):
         assert ops.weighted_cross_entropy(logits, t, s).isnan()
         assert ops.weighted_cross_entropy(logits, t, s, reduction="sum") == 0
         assert torch.equal(ops.weighted_cross_entropy(logits, t, s, reduction="none"), torch.zeros(4))
+    # The targets weigh nothing, but with smoothing other classes do.
+    nothing = torch.tensor([0, 3, 4])
+    leaf = logits.clone().requires_grad_()
+    loss = ops.weighted_cross_entropy(leaf, torch.zeros_like(target), nothing, label_smoothing=0.1)
+    loss.backward()
+    assert loss.isnan()
+    assert leaf.grad.isnan().all()
 
 
 def test_ignored_rows_have_no_gradient_whatever_they_hold(cpu_backend):

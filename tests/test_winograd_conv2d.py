@@ -197,6 +197,7 @@ def test_gradcheck(cpu_backend):
     for size in ((2, 3, 2, 5, 6), (1, 2, 3, 4, 2)):
         leaves = [leaf.requires_grad_() for leaf in make(size)]
         assert torch.autograd.gradcheck(ops.winograd_conv2d, leaves)
+        assert torch.autograd.gradgradcheck(ops.winograd_conv2d, leaves)
 
 
 def test_only_the_gradients_that_are_asked_for(cpu_backend, monkeypatch):

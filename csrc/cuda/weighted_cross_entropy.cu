@@ -252,7 +252,7 @@ struct Gradient {
   __device__ __forceinline__ Gradient(const Arguments<T>& a, int64_t row, W weight, W maximum, W inverse_sum)
       : maximum(maximum), target(column_of(a.target[row], a.k)), weights(a.weights) {
     W g = a.row_gradients == nullptr ? W(1) : a.row_gradients[row * a.row_gradient_stride];
-    if (a.divisor != nullptr) g /= *a.divisor;
+    if (a.divisor != nullptr) g = *a.divisor == W(0) ? W(NAN) : g / *a.divisor;
     hit = g * (W(1) - a.label_smoothing) * weight;
     uniform = g * a.label_smoothing / W(a.k);
     softmax = (weights == nullptr ? hit : hit + uniform * weights[a.k]) * inverse_sum;
@@ -413,7 +413,8 @@ __global__ void __launch_bounds__(kTotalThreads)
   weight = parts[1][lane];
   sum_of_warp();
   if (lane == 0) {
-    if (sum != nullptr) *sum = W(mean ? loss / weight : loss);
+    // Without any weight the mean is NaN, even where label smoothing leaves a loss.
+    if (sum != nullptr) *sum = W(!mean ? loss : weight == 0.0 ? NAN : loss / weight);
     *total = W(weight);
   }
 }

@@ -140,7 +140,7 @@ class Clustering(ClusteringParameters):
             raise TypeError(f"index is a {type(index).__name__}: expected an IndexFlatL2 or an IndexFlatIP")
         if index.d != self.d:
             raise ValueError(f"index has the dimension {index.d} and the clustering {self.d}: make them equal")
-        for name in ("k", "nredo", "max_points_per_centroid", "afkmc2_chain_length"):
+        for name in ("d", "k", "nredo", "max_points_per_centroid", "afkmc2_chain_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.use_super_kmeans:
@@ -151,7 +151,8 @@ class Clustering(ClusteringParameters):
             raise ValueError(
                 f"Number of training points ({n}) should be at least as large as number of clusters ({self.k})"
             )
-        if n < self.k * self.min_points_per_centroid:
+        # As in faiss a sample is not too small, whatever was asked for.
+        if n <= self.k * self.max_points_per_centroid and n < self.k * self.min_points_per_centroid:
             warnings.warn(
                 f"clustering {n} points to {self.k} centroids: please provide at least "
                 f"{self.k * self.min_points_per_centroid} training points, or set min_points_per_centroid",
@@ -210,7 +211,7 @@ class _Run:
         labels = torch.full((n,), -1, dtype=torch.int64, device=self.x.device)
         new_labels = torch.empty_like(labels)
         stored = self.index._stored(centroids)
-        bounds = ops.distance_bounds(n, self.x.shape[1], self.x.device)
+        bounds = ops.distance_bounds(n, self.queries.shape[1], self.x.device)
         objective = previous = 0.0
         for iteration in range(cp.niter):
             searching = time.perf_counter()

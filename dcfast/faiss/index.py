@@ -15,6 +15,8 @@ METRIC_L2 = 1
 
 # Of the scores that a search for several neighbours holds at a time.
 _BLOCK_BYTES = 2**26
+# Of the squared norm that vectors are lengthened to: its root, 2^127, is a float32.
+_MOST_EXPONENT = 254
 
 
 class IndexFlatL2:
@@ -111,9 +113,10 @@ class IndexFlatL2:
         scores = torch.full(labels.shape, self._absent, device=rows.device)
         if self.ntotal:
             found = _neighbours(self._queries(rows), self._stored(vectors), min(k, self.ntotal))
+            metric = torch.stack([self._scores(rows, vectors, label) for label in found.unbind(1)], 1)
+            found, metric = self._ordered(found, metric)
             labels[:, : found.shape[1]] = found
-            for column, label in enumerate(found.unbind(1)):
-                scores[:, column] = torch.where(label < 0, scores[:, column], self._scores(rows, vectors, label))
+            scores[:, : found.shape[1]] = torch.where(found < 0, self._absent, metric).float()
         answer = arrays.answer_like(x)
         return answer(scores), answer(labels)
 
@@ -132,6 +135,11 @@ class IndexFlatL2:
         """(n,) float64: the metric between every row and the vector of its label, 0 for the label -1."""
         return ops.point_distances(rows, vectors, labels)
 
+    @staticmethod
+    def _ordered(labels: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, k) each, the best first: neighbours come so."""
+        return labels, scores
+
 
 class IndexFlatIP(IndexFlatL2):
     """Stored vectors, searched for the largest inner product: what spherical k-means assigns with.
@@ -141,7 +149,9 @@ class IndexFlatIP(IndexFlatL2):
     Notes
     -----
     The vectors are lengthened to one norm by further elements (Bachrach et al. 2014), after which the largest inner
-    product is the smallest distance: exact to the rounding of a double, at the cost of a copy of the rows.
+    product is the smallest distance, at the cost of a copy of the rows. Which vectors are the k best is exact to the
+    rounding of such a distance: of products within 2^-50 of the square of the largest norm, that of the row among them,
+    any may come out as the largest. A vector that is not finite is never found.
     """
 
     metric_type = METRIC_INNER_PRODUCT
@@ -154,9 +164,12 @@ class IndexFlatIP(IndexFlatL2):
     @staticmethod
     def _stored(vectors: torch.Tensor) -> torch.Tensor:
         norms = squared_distances(vectors, torch.zeros_like(vectors[:1]))
+        exponent = torch.frexp(1.5 * torch.where(norms.isfinite(), norms, 0).max()).exponent
+        # Times a power of two, which changes no order, what is missing of the longest is a float32 as well.
+        if int(exponent) > _MOST_EXPONENT:
+            return IndexFlatIP._stored(vectors * 2.0 ** -((int(exponent) - _MOST_EXPONENT + 1) // 2))
         # A power of two, and not close to a norm of 1: the same for the next centroids of a spherical clustering.
-        largest = norms.max()
-        missing = torch.ldexp(torch.ones_like(largest), torch.frexp(1.5 * largest).exponent) - norms
+        missing = torch.ldexp(torch.ones_like(norms[:1]), exponent) - norms
         parts = []
         # The square of a float32 is exact in double, and 2^-23 of what is missing remains after each.
         for _ in range(3):
@@ -176,6 +189,14 @@ class IndexFlatIP(IndexFlatL2):
             product = (rows[start : start + step].double() * factor).sum(1)
             products[start : start + step] = torch.where(own < 0, 0, product)
         return products
+
+    @staticmethod
+    def _ordered(labels: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Distances of the lengthened vectors leave open what they round away.
+        order = labels.argsort(stable=True, dim=1)
+        worst_last = torch.where(labels < 0, -torch.inf, scores).gather(1, order)
+        order = order.gather(1, worst_last.argsort(stable=True, dim=1, descending=True))
+        return labels.gather(1, order), scores.gather(1, order)
 
 
 def squared_distances(x: torch.Tensor, point: torch.Tensor) -> torch.Tensor:

@@ -79,10 +79,11 @@ class Kmeans:
     """
 
     def __init__(
-        self, d: int, k: int, gpu: bool | int = False, progressive_dim_steps: int | None = None, **cp: Any
+        self, d: int, k: int, gpu: bool | int | None = False, progressive_dim_steps: int | None = None, **cp: Any
     ) -> None:
         self.d = int(d)
         self.reset(k)
+        gpu = gpu or False  # faiss takes None as well
         if gpu not in (False, True, -1):
             raise ValueError(f"gpu={gpu}: one device serves a run; use gpu=True")
         if gpu and not torch.cuda.is_available():
@@ -160,6 +161,8 @@ class Kmeans:
         ):
             if given is not None:
                 raise ValueError(f"{name} cannot be combined with progressive_dim_steps: leave one of them out")
+        if cp.progressive_dim_steps < 1:
+            raise ValueError(f"progressive_dim_steps={cp.progressive_dim_steps}: expected at least 1")
         pca = PCAMatrix(self.d, self.d)
         if cp.apply_pca:
             if cp.verbose:

@@ -25,6 +25,8 @@ class PCAMatrix:
     eigen_power : float, default=0
         Component i is multiplied by (eigenvalue_i + epsilon)^eigen_power: -0.5 whitens. faiss 1.15 names it
         `eigen_power_in`, which is taken too.
+    random_rotation : bool, default=False
+        Only False.
 
     Attributes
     ----------
@@ -44,9 +46,19 @@ class PCAMatrix:
     gives NaN or noise.
     """
 
-    def __init__(self, din: int, dout: int, eigen_power: float = 0.0, *, eigen_power_in: float | None = None) -> None:
+    def __init__(
+        self,
+        din: int,
+        dout: int,
+        eigen_power: float = 0.0,
+        random_rotation: bool = False,
+        *,
+        eigen_power_in: float | None = None,
+    ) -> None:
         if not 1 <= dout <= din:
             raise ValueError(f"dout={dout}: expected 1 <= dout <= din = {din}")
+        if random_rotation:
+            raise ValueError("random_rotation=True: there is none here; multiply the result by a rotation")
         self.d_in = int(din)
         self.d_out = int(dout)
         self.eigen_power = float(eigen_power if eigen_power_in is None else eigen_power_in)
@@ -92,7 +104,9 @@ class PCAMatrix:
             If not trained, or if `x` is not finite or has another dimension.
         """
         self._check_trained()
-        return arrays.answer_like(x)(self._pca.transform(as_rows(x, self.d_in)))
+        rows = as_rows(x, self.d_in)
+        transformed = self._pca.transform(rows) if len(rows) else rows.new_zeros(0, self.d_out)
+        return arrays.answer_like(x)(transformed)
 
     apply_py = apply  # faiss's name for it
 

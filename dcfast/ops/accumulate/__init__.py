@@ -260,13 +260,22 @@ class RunningSums:
         """Move the rows of `x` (N, d) from the clusters `previous` (N,) to `labels` (N,); -1 is none.
 
         Parts of the data may be moved one after the other. Costs O(moved rows d + k d); of sparse rows their non-zeros.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, or if there are weights without a `weight_grid` or the other way round.
         """
+        if (sample_weight is None) != (self.weight_grid is None):
+            given, missing = (
+                ("weight_grid", "sample_weight") if sample_weight is None else ("sample_weight", "weight_grid")
+            )
+            raise ValueError(f"{given} is given and {missing} is not: rows with weights need both")
         if isinstance(x, Csr):
             csr.accumulate_moves(self.words, self.counts, x, labels, previous, sample_weight, self.grid.low)
         else:
             _accumulate_moves(self.words, self.counts, x, labels, previous, sample_weight, self.grid.low)
-        if self.weight_grid is not None:
-            assert sample_weight is not None
+        if self.weight_grid is not None and sample_weight is not None:
             unused = torch.zeros_like(self.counts)
             column = sample_weight[:, None]
             _accumulate_moves(self.weight_words, unused, column, labels, previous, None, self.weight_grid.low)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -130,7 +130,15 @@ def _gradients(ctx: Any, grad: torch.Tensor, *_: Any) -> tuple[Any, ...]:
     return *found, *(None,) * 5
 
 
+def _no_double_backward(ctx: Any, *_: Any) -> NoReturn:
+    raise RuntimeError(
+        "dcfast.batch_norm_relu_pool has no second derivative: use torch.nn.functional.batch_norm, relu and max_pool2d "
+        "where one is needed"
+    )
+
+
 torch.library.register_autograd("dcfast::batch_norm_relu_pool", _gradients, setup_context=_setup)
+torch.library.register_autograd("dcfast::batch_norm_relu_pool_backward", _no_double_backward)
 
 
 def batch_norm_relu_pool(
@@ -176,7 +184,7 @@ def batch_norm_relu_pool(
         If shapes or devices do not fit each other, the kernel is larger than the image, or `mean` and `variance` are
         left out and `x` has but one value per channel.
     RuntimeError
-        On a GPU.
+        On a GPU, and where a second derivative is asked for.
 
     Notes
     -----

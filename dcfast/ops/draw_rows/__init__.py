@@ -28,6 +28,8 @@ def _check(
     if bool((seeds < 0).any()) or bool((seeds >= 2**32).any()):
         raise ValueError(f"seeds go from {int(seeds.min())} to {int(seeds.max())}: expected 0 to 2^32 - 1")
     usable = offsets.diff()
+    if int(offsets[0]) != 0 or bool((usable < 0).any()):
+        raise ValueError(f"offsets must rise from 0: it goes from {int(offsets[0])}, by {int(usable.min())} at least")
     if shares is not None:
         if shares.shape[0] != int(offsets[-1]):
             raise ValueError(f"shares has shape {tuple(shares.shape)}: expected ({int(offsets[-1])},)")

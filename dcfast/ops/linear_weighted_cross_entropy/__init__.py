@@ -264,7 +264,8 @@ def linear_weighted_cross_entropy(
         loss = _op(*arguments)
     else:
         total = _total_weight(target, cluster_sizes, ignore_index)
-        divisor = total if reduction == "mean" else torch.ones_like(total)
+        # Without any weight everything is NaN, as in torch.
+        divisor = torch.where(total == 0, torch.nan, total) if reduction == "mean" else torch.ones_like(total)
         if _gradient_is_due(given, reduction):
             loss = _LossWithGradient.apply(divisor, *arguments)
         else:

@@ -165,6 +165,9 @@ def lloyd(
     ones are better served one by one by ops that share a problem between the threads, as `dcfast.KMeans` does.
     """
     problems = offsets.shape[0] - 1
-    tol = scalar(tol, torch.float64, x.device).expand(problems)
-    seed = scalar(seed, torch.int64, x.device).expand(problems)
+    tol, seed = scalar(tol, torch.float64, x.device), scalar(seed, torch.int64, x.device)
+    for name, value in (("tol", tol), ("seed", seed)):
+        if value.shape not in ((), (problems,)):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}: expected () or ({problems},), one per problem")
+    tol, seed = tol.expand(problems), seed.expand(problems)
     return Runs(*_op(x, offsets, centroids, sample_weight, max_iter, tol, relative_tol, empty, seed))

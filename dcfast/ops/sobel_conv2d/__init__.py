@@ -7,6 +7,7 @@ epilogue, which is for inference, F has none.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,13 +18,14 @@ from dcfast.ops._scalar import scalar
 from dcfast.ops.sobel_conv2d._geometry import output_size
 
 _Pair = Sequence[int]
+_MOST = 2**31 - 1  # of stride and padding
 _NO_EPILOGUE = (None, None, False)  # scale, shift, relu
 
 
 def _check_geometry(image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> None:
     for name, values, least in (("stride", stride, 1), ("padding", padding, 0)):
-        if len(values) != 2 or min(values) < least:
-            raise ValueError(f"{name} is {list(values)}: expected one or two integers of at least {least}")
+        if len(values) != 2 or min(values) < least or max(values) > _MOST:
+            raise ValueError(f"{name} is {list(values)}: expected an integer, or two, from {least} to {_MOST}")
     if min(kernel) < 1:
         raise ValueError(f"the kernel has size {tuple(kernel)}: expected at least 1 x 1")
     if min(image) < 1:
@@ -258,10 +260,17 @@ torch.library.register_autograd(
 torch.library.register_autograd("dcfast::sobel_conv2d_backward_image", _backward_of_image, setup_context=_setup_image)
 
 
+def _pair(value: int | Sequence[int], name: str) -> tuple[int, ...]:
+    try:
+        return (operator.index(value),) * 2 if hasattr(value, "__index__") else tuple(map(operator.index, value))
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}: expected an integer, or two") from None
+
+
 def _channels(values: torch.Tensor | Sequence[float] | None, image: torch.Tensor, name: str) -> torch.Tensor | None:
     if values is None or isinstance(values, torch.Tensor):
         return values
-    if len(values) != 3:
+    if not isinstance(values, Sequence) or len(values) != 3:
         raise ValueError(f"{name} is {values}: expected three values, one per channel")
     return torch.stack([scalar(float(v), torch.float64, image.device) for v in values])
 
@@ -339,6 +348,6 @@ def sobel_conv2d(
     >>> dcfast.ops.sobel_conv2d(image, torch.tensor([[[[1.0]], [[0.0]]]]))[0, 0, 1]
     tensor([ 0., -4., -4.,  4.])
     """
-    pair = [(v, v) if isinstance(v, int) else tuple(v) for v in (stride, padding)]
+    pair = [_pair(stride, "stride"), _pair(padding, "padding")]
     constants = _channels(mean, image, "mean"), _channels(std, image, "std")
     return _forward(image, weight, bias, *pair, *constants, scale, shift, relu)

@@ -28,6 +28,8 @@ def _sizes(
 ) -> torch.Tensor:
     """`dcfast_sobel_conv2d_sizes` of core.h; the strides of the image are set slice by slice."""
     out = output_size(image_size, kernel, stride, padding)
+    # One output has no next one to stride to; a workspace is as wide as the stride.
+    stride = [min(s, i + 2 * p) for s, i, p in zip(stride, image_size, padding, strict=True)]
     return torch.tensor([images, *image_size, filters, *kernel, *stride, *padding, *out, 0, 0, 0, 0], dtype=torch.int64)
 
 

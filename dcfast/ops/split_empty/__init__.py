@@ -10,6 +10,8 @@ from dcfast.ops._scalar import scalar
 
 def _check(centroids: torch.Tensor, counts: torch.Tensor, seed: torch.Tensor, iteration: torch.Tensor) -> None:
     _validate.points(centroids, "centroids")
+    if centroids.shape[-2] == 0:
+        raise ValueError(f"centroids has shape {tuple(centroids.shape)}: expected at least one cluster")
     _validate.integers(counts, "counts", centroids.shape[:-1])
     _validate.same_device(counts, "counts", centroids)
     for name, value in (("seed", seed), ("iteration", iteration)):

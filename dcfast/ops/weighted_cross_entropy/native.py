@@ -33,6 +33,11 @@ def _wide(logits: torch.Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
+def _or_nan(total: torch.Tensor) -> torch.Tensor:
+    """Without any weight means are NaN, as in torch, even where label smoothing leaves a loss."""
+    return torch.where(total == 0, torch.nan, total)
+
+
 def _weights_on_cuda(sizes: torch.Tensor, label_smoothing: float) -> torch.Tensor | None:
     """With label smoothing the weights of all classes, and then their sum."""
     if label_smoothing == 0.0:
@@ -197,7 +202,7 @@ def _on_cpu(
     )
     if total_weight.isnan():
         _validate.class_indices(target, "target", k, ignore_index)
-    divisor = total_weight if reduction == "mean" else total_weight.new_ones(())
+    divisor = _or_nan(total_weight) if reduction == "mean" else total_weight.new_ones(())
     row_gradients = divisor.reciprocal().to(wide).expand(n)
     losses, loss_sum, statistics = _rows_on_cpu(
         logits, target, sizes, ignore_index, label_smoothing, row_gradients, gradient
@@ -279,7 +284,7 @@ def weighted_cross_entropy_backward(
         operands = (grad.expand(n), logits, target, sizes, statistics, divisor)
         return _backward_on_cuda(*operands, ignore_index, label_smoothing)
     _validate.class_indices(target, "target", k, ignore_index)
-    row_gradients = (grad if divisor is None else grad / divisor).expand(n)
+    row_gradients = (grad if divisor is None else grad / _or_nan(divisor)).expand(n)
     gradient = _native.empty((n, k), logits.dtype)
     for rows, x in _slices(logits, wide):
         out = _wide_rows(gradient, rows, wide)

@@ -42,6 +42,11 @@ def _prepare(
     return logits.to(wide), weights, torch.where(target == ignore_index, 0.0, row_weights), safe
 
 
+def _or_nan(total: torch.Tensor) -> torch.Tensor:
+    """Without any weight means are NaN, as in torch, even where label smoothing leaves a loss."""
+    return torch.where(total == 0, torch.nan, total)
+
+
 def weighted_cross_entropy(
     logits: torch.Tensor,
     target: torch.Tensor,
@@ -62,7 +67,7 @@ def weighted_cross_entropy(
     losses = torch.where(ignored, 0.0, losses)
     total = row_weights.sum()
     loss = losses if reduction == "none" else losses.sum()
-    loss = loss / total if reduction == "mean" else loss
+    loss = loss / _or_nan(total) if reduction == "mean" else loss
     return loss, torch.where(ignored, 0.0, torch.stack((maxima, log_sums))), total
 
 
@@ -84,6 +89,6 @@ def weighted_cross_entropy_backward(
     if label_smoothing > 0:
         smooth = (softmax * weights.sum() - weights) * (label_smoothing / x.shape[1])
         gradient = (1 - label_smoothing) * gradient + smooth
-    rows = (grad / total_weight if reduction == "mean" else grad).expand(x.shape[0])
+    rows = (grad / _or_nan(total_weight) if reduction == "mean" else grad).expand(x.shape[0])
     gradient = torch.where((target == ignore_index)[:, None], 0.0, gradient * rows[:, None])
     return gradient.to(logits.dtype)

@@ -122,7 +122,8 @@ def _totals(
     total_loss = tl.sum(loss, 0)
     total_weight = tl.sum(weight, 0)
     if MEAN:
-        total_loss = total_loss / total_weight
+        # Without any weight it is NaN, even where label smoothing leaves a loss.
+        total_loss = tl.where(total_weight == 0.0, float("nan"), total_loss / total_weight)
     tl.store(sums_ptr, total_loss)
     tl.store(sums_ptr + 1, total_weight)
 
@@ -155,7 +156,8 @@ def _gradient(
     log_sum = tl.load(log_sums_ptr + row)
     grad = tl.load(grad_ptr + row * grad_stride).to(wide)
     if MEAN:
-        grad = _divide(grad, tl.load(total_weight_ptr))
+        total_weight = tl.load(total_weight_ptr)
+        grad = tl.where(total_weight == 0.0, float("nan"), _divide(grad, total_weight))
     hit = (1 - LABEL_SMOOTHING) * grad * _weight_of_row(target, sizes_ptr, k, ignore_index)
     softmax = hit
     uniform = grad * LABEL_SMOOTHING / k

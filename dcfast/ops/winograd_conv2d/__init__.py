@@ -90,7 +90,24 @@ def _gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     )
 
 
+def _setup_weight(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients_of_weight(ctx: Any, by_weight: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    # The gradient by the weight is linear in x and in grad: the same convolutions, by another weight.
+    x, grad = ctx.saved_tensors
+    by_x, by_grad = ctx.needs_input_grad
+    return (
+        _forward(grad, by_weight.flip(2, 3).transpose(0, 1), None) if by_x else None,
+        _forward(x, by_weight, None) if by_grad else None,
+    )
+
+
 torch.library.register_autograd("dcfast::winograd_conv2d", _gradients, setup_context=_setup)
+torch.library.register_autograd(
+    "dcfast::winograd_conv2d_backward_weight", _gradients_of_weight, setup_context=_setup_weight
+)
 
 
 def winograd_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -130,7 +147,7 @@ def winograd_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     An infinity or a NaN in a tile of the input makes every output of the tile NaN or infinite.
 
     The gradients of `x` and `weight` are computed likewise; their bits, and those of the output, depend neither on the
-    number of threads nor on other images. First derivatives only.
+    number of threads nor on other images. All derivatives exist, of any order.
 
     Examples
     --------
