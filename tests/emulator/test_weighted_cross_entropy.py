@@ -86,6 +86,15 @@ def test_a_target_out_of_range_gives_nan(k):
         assert run(logits, *case, "mean", -100)[0].isnan()
 
 
+def test_nothing_to_average_gives_nan():
+    """The targets weigh nothing, but with label smoothing other classes do."""
+    logits, target, _ = make(4, 3, "normal", torch.float32)
+    sizes = torch.tensor([0, 3, 4])
+    for run in (two_kernels, in_place):
+        for result in run(logits, torch.zeros_like(target), sizes, torch.tensor(1.0), 0.1, "mean", -100):
+            assert result.isnan().all()
+
+
 def test_an_unknown_dtype_and_too_many_classes_are_refused():
     from dcfast.ops import _native
 

@@ -80,6 +80,16 @@ def test_the_linear_head(monkeypatch):
         torch.testing.assert_close(ours, expected)
 
 
+def test_nothing_to_average_gives_nan():
+    """The targets weigh nothing, but with label smoothing other classes do."""
+    logits, target, _ = make(9, 13, torch.float32)
+    sizes = torch.arange(13)
+    with ops.backend("triton"):
+        loss, gradient = run(logits, torch.zeros_like(target), sizes, label_smoothing=0.1)
+    assert loss.isnan()
+    assert gradient.isnan().all()
+
+
 def test_strides():
     logits, target, sizes = make(9, 13, torch.float32)
     expected = run(logits, target, sizes)
