@@ -140,6 +140,24 @@ def test_each_problem_is_a_run_of_its_own(kind, empty, weighted):
         assert ENDED[int(runs.ended[b])] == alone.converged
 
 
+def test_centroids_that_coincide_for_a_while():
+    """Clusters take copies of one row, so that fewer centroids are distinct, and then more again."""
+    generator = torch.Generator().manual_seed(0)
+    sizes, k = [6] * 300, 5
+    x = torch.randint(1, 11, (sum(sizes), 1), generator=generator).float()
+    starts = 10 * torch.randint(1, 11, (len(sizes), k, 1), generator=generator).float()
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    runs = []
+    for backend in ("native", "reference"):
+        with ops.backend(backend):
+            runs.append(ops.lloyd(x, offsets, starts))
+    assert equal(*runs)
+    x, starts = torch.tensor([[3.0], [9], [7], [10], [1], [1]]), torch.tensor([[[70.0], [10], [30], [100], [90]]])
+    found = ops.lloyd(x, torch.tensor([0, 6]), starts)
+    assert found.labels.tolist() == [3, 2, 4, 1, 0, 0]
+    assert found.inertia.item() == 0
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("isa", _native._C.isas)
 @pytest.mark.parametrize("empty", EMPTY)

@@ -151,10 +151,9 @@ void label_rows(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t* 
     pack_narrow(q.centroids, z.d, w.p, at);
     w.packed[at] = j;
   }
-  for (int64_t at = live; at < whole_tiles(live); ++at) {
-    pack_narrow(q.centroids, z.d, w.p, at);
-    if (at < z.k) w.packed[at] = -1;
-  }
+  for (int64_t at = live; at < whole_tiles(live); ++at) pack_narrow(q.centroids, z.d, w.p, at);
+  // What is packed beyond would be out of date when more centroids are distinct again.
+  for (int64_t at = live; at < z.k; ++at) w.packed[at] = -1;
   memset(w.changed, 0, size_t(z.k));
   set_largest(w.p.all);
   int64_t rechecked = 0;

@@ -32,6 +32,9 @@ _FIRST_SLICE_OPERATIONS = 5e8
 # Below this, some 50 microseconds by one thread, waking the others takes as long as they save.
 _SHARED_OPERATIONS = 2e5
 
+# What csrc calls them: enum dcfast_dtype in core.h.
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.uint8: 4}
+
 _HUGE_PAGE = 2**21
 _MADV_HUGEPAGE = 14  # Linux, every architecture that this builds for
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
@@ -103,6 +106,16 @@ def empty(
         stop = (tensor.data_ptr() + tensor.nbytes) // _HUGE_PAGE * _HUGE_PAGE
         _madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_HUGEPAGE)
     return tensor
+
+
+def pointer(tensor: torch.Tensor | None, start: int = 0) -> int:
+    """The address of row `start`; 0 for no tensor."""
+    return 0 if tensor is None else tensor[start:].data_ptr()
+
+
+def with_adjacent_columns(x: torch.Tensor) -> torch.Tensor:
+    """`x`, copied if the elements of its rows do not follow one another."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def stream(device: torch.device) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from dcfast.ops import _native
+from dcfast.ops._dtypes import wide_dtype
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # the CPU takes the first two
 # Threads share the columns in parts of at least this many, then the rows.
 _MIN_COLUMNS = 16
 # Threads that share the rows have sums of their own, as long as those stay below this; else they share the columns.
@@ -84,8 +84,7 @@ def _add_on_cuda(
     """Add to words and counts, which hold nothing yet if `fresh`, some rows of every problem at a time."""
     if labels.numel() == 0:
         return
-    if x.stride(-1) != 1:
-        x = x.contiguous()
+    x = _native.with_adjacent_columns(x)
     if x.dim() == 2:
         x, labels = x[None], labels[None]
         previous = None if previous is None else previous[None]
@@ -100,7 +99,7 @@ def _add_on_cuda(
         before = None if previous is None else previous[:, at].contiguous()
         weight = None if sample_weight is None else sample_weight[:, at].contiguous()
         arguments = (
-            _DTYPES[x.dtype],
+            _native.DTYPES[x.dtype],
             rows.data_ptr(),
             rows.stride(0),
             rows.stride(1),
@@ -108,9 +107,9 @@ def _add_on_cuda(
             rows.shape[1],
             d,
             own.data_ptr(),
-            0 if before is None else before.data_ptr(),
+            _native.pointer(before),
             k,
-            0 if weight is None else weight.data_ptr(),
+            _native.pointer(weight),
             low.data_ptr(),
             n_words,
             fresh and start == 0,
@@ -140,7 +139,7 @@ def _accumulate(
     partial = torch.zeros((copies - 1, k, n_words, d), dtype=torch.int64)
     partial_counts = torch.zeros((copies - 1, k), dtype=torch.int64)
     scale = torch.exp2(-low.double())
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x.dtype)
     labels = labels.contiguous()
     previous = None if previous is None else previous.contiguous()
     weight = None if sample_weight is None else sample_weight.contiguous()
@@ -148,18 +147,17 @@ def _accumulate(
         for start in range(first, last, _MAX_ROWS):
             stop = min(last, start + _MAX_ROWS)
             rows = x[start:stop].to(wide)
-            if rows.stride(-1) != 1:
-                rows = rows.contiguous()
+            rows = _native.with_adjacent_columns(rows)
             _native.cpu().accumulate(
-                _DTYPES[wide],
+                _native.DTYPES[wide],
                 rows.data_ptr(),
                 rows.stride(0),
                 stop - start,
                 d,
                 labels[start:stop].data_ptr(),
-                0 if previous is None else previous[start:stop].data_ptr(),
+                _native.pointer(previous, start),
                 k,
-                0 if weight is None else weight[start:stop].data_ptr(),
+                _native.pointer(weight, start),
                 scale.data_ptr(),
                 n_words,
                 words.data_ptr(),
@@ -180,18 +178,17 @@ def column_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> tuple[t
     n_threads = _native.threads(2.0 * x.numel())
     smallest = torch.full((n_threads, d), torch.inf, dtype=torch.float64)
     largest = torch.zeros((n_threads, d), dtype=torch.float64)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x.dtype)
     for start, stop in _native.slices(x.shape[0], 2.0 * d):
         rows = x[start:stop].to(wide)
-        if rows.stride(-1) != 1:
-            rows = rows.contiguous()
+        rows = _native.with_adjacent_columns(rows)
         _native.cpu().column_range(
-            _DTYPES[wide],
+            _native.DTYPES[wide],
             rows.data_ptr(),
             rows.stride(0),
             stop - start,
             d,
-            0 if weight is None else weight[start:stop].data_ptr(),
+            _native.pointer(weight, start),
             smallest.data_ptr(),
             largest.data_ptr(),
             n_threads,
@@ -202,19 +199,18 @@ def column_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> tuple[t
 
 def _column_range_on_cuda(x: torch.Tensor, weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     n, d = x.shape
-    if x.stride(-1) != 1:
-        x = x.contiguous()
+    x = _native.with_adjacent_columns(x)
     smallest = torch.full((d,), torch.inf, dtype=torch.float64, device=x.device)
     largest = torch.zeros(d, dtype=torch.float64, device=x.device)
     if n > 0:
         with _native.device_of(x):
             _native.cuda().column_range(
-                _DTYPES[x.dtype],
+                _native.DTYPES[x.dtype],
                 x.data_ptr(),
                 x.stride(0),
                 n,
                 d,
-                0 if weight is None else weight.data_ptr(),
+                _native.pointer(weight),
                 smallest.data_ptr(),
                 largest.data_ptr(),
                 _native.stream(x.device),
@@ -223,7 +219,7 @@ def _column_range_on_cuda(x: torch.Tensor, weight: torch.Tensor | None) -> tuple
 
 
 def means(words: torch.Tensor, low: torch.Tensor, total: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-    wide = torch.float64 if previous.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(previous.dtype)
     previous_wide = previous.to(wide).contiguous()
     low = low.to(words.device).contiguous()
     run = _means_on_cuda if words.is_cuda else _means_on_cpu
@@ -234,7 +230,7 @@ def _means_on_cpu(words: torch.Tensor, low: torch.Tensor, total: torch.Tensor, p
     n_words, d = words.shape[-2:]
     out = torch.empty(previous.shape, dtype=previous.dtype)
     _native.cpu().means(
-        _DTYPES[out.dtype],
+        _native.DTYPES[out.dtype],
         words.data_ptr(),
         total.numel(),
         n_words,
@@ -254,7 +250,7 @@ def _means_on_cuda(words: torch.Tensor, low: torch.Tensor, total: torch.Tensor, 
     if out.numel() > 0:
         with _native.device_of(words):
             _native.cuda().means(
-                _DTYPES[out.dtype],
+                _native.DTYPES[out.dtype],
                 words.data_ptr(),
                 total.numel(),
                 n_words,

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from dcfast.ops._dtypes import wide_dtype
 from dcfast.ops._native import device_of
 from dcfast.ops._triton import CompileCase, block, power_of_two, round_words, widen
 from dcfast.ops.accumulate.grid import DIGIT
@@ -216,7 +217,7 @@ def column_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> tuple[t
 
 
 def means(words: torch.Tensor, low: torch.Tensor, total: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-    wide = torch.float64 if previous.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(previous.dtype)
     out = torch.empty(previous.shape, dtype=wide, device=previous.device)
     n_words, d = words.shape[-2:]
     if out.numel() > 0:

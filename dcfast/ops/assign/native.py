@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from dcfast.ops import _native
+from dcfast.ops._dtypes import wide_dtype
 from dcfast.ops.assign import anew
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 # Every block of packed rows but the last of a slice is full.
 _BLOCK_ROWS = 96
 
@@ -22,7 +22,7 @@ def assign_on_cuda(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
         return labels
     rows, columns = (x[None], centroids[None]) if x.dim() == 2 else (x, centroids)
     (problems, n, d), k = rows.shape, columns.shape[1]
-    dtype = _DTYPES[x.dtype]
+    dtype = _native.DTYPES[x.dtype]
     with _native.device_of(x):
         core = _native.cuda()
         size = torch.zeros(1, dtype=torch.int64)
@@ -82,11 +82,11 @@ def _assign(
     core, (n, d), k = _native.cpu(), x.shape, centroids.shape[0]
     n_threads = _native.threads(2.0 * n * k * d)
     # float16 and bfloat16 are exact in float32.
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x.dtype)
     centroids = centroids.to(wide).contiguous()
     previous = None if previous is None else previous.to(wide).contiguous()
-    old = 0 if previous is None else previous.data_ptr()
-    dtype = _DTYPES[wide]
+    old = _native.pointer(previous)
+    dtype = _native.DTYPES[wide]
     sizes = torch.zeros(2, dtype=torch.int64)
     core.assign_workspace(dtype, k, d, previous is not None, before is not None, sizes[0:].data_ptr())
     core.assign_scratch(dtype, k, d, sizes[1:].data_ptr())
@@ -97,8 +97,7 @@ def _assign(
     core.assign_prepare(dtype, centroids.data_ptr(), k, d, old, before is not None, workspace.data_ptr(), n_threads)
     for start, stop in _native.slices(n, 2.0 * k * d, _BLOCK_ROWS * n_threads):
         rows = x[start:stop].to(wide)
-        if rows.stride(-1) != 1:
-            rows = rows.contiguous()
+        rows = _native.with_adjacent_columns(rows)
         core.assign(
             dtype,
             rows.data_ptr(),
@@ -110,8 +109,8 @@ def _assign(
             old,
             workspace.data_ptr(),
             scratch.data_ptr(),
-            0 if before is None else before[start:stop].data_ptr(),
-            0 if bounds is None else bounds[start:stop].data_ptr(),
+            _native.pointer(before, start),
+            _native.pointer(bounds, start),
             labels[start:stop].data_ptr(),
             counts.data_ptr(),
             n_threads,

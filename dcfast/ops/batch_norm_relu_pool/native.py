@@ -9,7 +9,6 @@ import torch
 from dcfast.ops import _native
 from dcfast.ops.batch_norm_relu_pool._geometry import layout, pooled_size
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
 # Rows that are transposed at once: with those of the gradient a quarter of a 512 KiB L2.
 _BAND_BYTES = 2**16
 # Operations per element of a pass.
@@ -27,7 +26,7 @@ class _Call:
         last = int(self.layout == torch.channels_last)
         band = max(kernel_size, min(height, _BAND_BYTES // (width * channels * x.itemsize)))
         sizes = [n, channels, height, width, kernel_size, stride, *size, last, band]
-        self.sizes, self.dtype = torch.tensor(sizes), _DTYPES[x.dtype]
+        self.sizes, self.dtype = torch.tensor(sizes), _native.DTYPES[x.dtype]
         self.operations = _OPERATIONS * channels * height * width
         self.threads = _native.threads(self.operations * n)
         own = -(-(2 * band + 1) * width * channels // 16) * 16

@@ -6,7 +6,6 @@ import torch
 
 from dcfast.ops import _native
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
 # Rows that a thread takes at once.
 _BLOCK_ROWS = 64
 # Rows that may be added before the digits must be carried, which each native call does at its end.
@@ -18,11 +17,7 @@ _SCRATCH = 2**14
 
 def _kind(indices: torch.Tensor, values: torch.Tensor) -> tuple[int, bool]:
     """The first two arguments of every function."""
-    return _DTYPES[values.dtype], indices.dtype == torch.int64
-
-
-def _at(tensor: torch.Tensor | None, start: int) -> int:
-    return 0 if tensor is None else tensor[start:].data_ptr()
+    return _native.DTYPES[values.dtype], indices.dtype == torch.int64
 
 
 def _contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -95,7 +90,7 @@ def csr_accumulate_moves(
                 labels[start:].data_ptr(),
                 previous[start:].data_ptr(),
                 k,
-                _at(weight, start),
+                _native.pointer(weight, start),
                 scale.data_ptr(),
                 n_words,
                 words.data_ptr(),
@@ -123,7 +118,7 @@ def csr_column_range(
             values.data_ptr(),
             stop - start,
             n_features,
-            _at(weight, start),
+            _native.pointer(weight, start),
             smallest.data_ptr(),
             largest.data_ptr(),
             n_threads,
@@ -157,7 +152,7 @@ def csr_point_distances(
             centroids.data_ptr(),
             k,
             labels.data_ptr(),
-            _at(weight, 0),
+            _native.pointer(weight, 0),
             scratch.data_ptr(),
             out.data_ptr(),
             n_threads,
@@ -202,8 +197,8 @@ def csr_closer(
             width,
             columns.data_ptr(),
             squares.data_ptr(),
-            _at(weight, start),
-            _at(closest, start),
+            _native.pointer(weight, start),
+            _native.pointer(closest, start),
             out[:, start:].data_ptr(),
             n,
             n_threads,

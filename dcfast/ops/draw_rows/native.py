@@ -25,7 +25,7 @@ def draw_rows(
             seeds[start:].data_ptr(),
             offsets[start:].data_ptr(),
             stop - start,
-            0 if shares is None else shares.data_ptr(),
+            _native.pointer(shares),
             n_rows,
             n_uniform,
             n_runs,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from dcfast.ops import _native
+from dcfast.ops._dtypes import wide_dtype
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # the CPU takes the first two
 _SUM_WORDS = 80
 
 
@@ -31,15 +31,14 @@ def _point_distances_on_cuda(
     out = torch.empty(x.shape[:-1], dtype=torch.float64, device=x.device)
     if out.numel() == 0:
         return out
-    if x.stride(-1) != 1:
-        x = x.contiguous()
+    x = _native.with_adjacent_columns(x)
     if x.dim() == 2:
         x = x[None]
     labels, centroids = labels.contiguous(), centroids.contiguous()
     weight = None if sample_weight is None else sample_weight.contiguous()
     with _native.device_of(x):
         _native.cuda().point_distances(
-            _DTYPES[x.dtype],
+            _native.DTYPES[x.dtype],
             x.data_ptr(),
             x.stride(0),
             x.stride(1),
@@ -47,7 +46,7 @@ def _point_distances_on_cuda(
             centroids.data_ptr(),
             centroids.shape[-2],
             labels.data_ptr(),
-            0 if weight is None else weight.data_ptr(),
+            _native.pointer(weight),
             out.data_ptr(),
             _native.stream(x.device),
         )
@@ -62,15 +61,14 @@ def _point_distances(
     out: torch.Tensor,
 ) -> None:
     (n, d), n_threads = x.shape, _native.threads(3.0 * x.numel())
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x.dtype)
     centroids, labels = centroids.to(wide).contiguous(), labels.contiguous()
     weight = None if sample_weight is None else sample_weight.contiguous()
     for start, stop in _native.slices(n, 3.0 * d):
         rows = x[start:stop].to(wide)
-        if rows.stride(-1) != 1:
-            rows = rows.contiguous()
+        rows = _native.with_adjacent_columns(rows)
         _native.cpu().point_distances(
-            _DTYPES[wide],
+            _native.DTYPES[wide],
             rows.data_ptr(),
             rows.stride(0),
             stop - start,
@@ -78,7 +76,7 @@ def _point_distances(
             centroids.data_ptr(),
             centroids.shape[0],
             labels[start:stop].data_ptr(),
-            0 if weight is None else weight[start:stop].data_ptr(),
+            _native.pointer(weight, start),
             out[start:stop].data_ptr(),
             n_threads,
         )

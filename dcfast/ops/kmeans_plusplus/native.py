@@ -7,9 +7,9 @@ import functools
 import torch
 
 from dcfast.ops import _native
+from dcfast.ops._dtypes import wide_dtype
 from dcfast.ops.kmeans_plusplus import greedy
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # the CPU takes the first two
 # The rows as int16 are kept up to this size: read from memory once per centroid instead of the rows themselves.
 _CACHE_BYTES = 40 * 2**20
 # On a GPU: candidates that a row has a word of marks for, rows of a total of the draws, words of an exact sum.
@@ -24,28 +24,27 @@ def kmeans_plusplus(
     if x.is_cuda:
         return _on_cuda(x, sample_weight, first, uniform)
     core, n_threads = _native.cpu(), _native.threads()
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x.dtype)
     rows = x.to(wide)
-    if rows.stride(-1) != 1:
-        rows = rows.contiguous()
+    rows = _native.with_adjacent_columns(rows)
     weight = None if sample_weight is None else sample_weight.contiguous()
     uniform = uniform.contiguous()
     (n, d), (steps, trials) = x.shape, uniform.shape
     cached = 2 * n * d <= _CACHE_BYTES
     bytes_ = torch.zeros(1, dtype=torch.int64)
-    core.kmeans_plusplus_workspace(_DTYPES[wide], n, d, trials, cached, n_threads, bytes_.data_ptr())
+    core.kmeans_plusplus_workspace(_native.DTYPES[wide], n, d, trials, cached, n_threads, bytes_.data_ptr())
     workspace = torch.empty(int(bytes_), dtype=torch.uint8)
     chosen = torch.empty(steps + 1, dtype=torch.int64)
     chosen[0] = first
 
     def run(start: int, stop: int, first: int) -> None:
         core.kmeans_plusplus(
-            _DTYPES[wide],
+            _native.DTYPES[wide],
             rows.data_ptr(),
             rows.stride(0),
             n,
             d,
-            0 if weight is None else weight.data_ptr(),
+            _native.pointer(weight),
             trials,
             cached,
             first,
@@ -63,8 +62,7 @@ def kmeans_plusplus(
 
 
 def _on_cuda(x: torch.Tensor, sample_weight: torch.Tensor | None, first: int, uniform: torch.Tensor) -> torch.Tensor:
-    if x.stride(-1) != 1:
-        x = x.contiguous()
+    x = _native.with_adjacent_columns(x)
     weight = None if sample_weight is None else sample_weight.contiguous()
     (n, d), (steps, trials), device = x.shape, uniform.shape, x.device
     integers = functools.partial(torch.zeros, dtype=torch.int64, device=device)
@@ -77,12 +75,12 @@ def _on_cuda(x: torch.Tensor, sample_weight: torch.Tensor | None, first: int, un
     rows, chosen = torch.full((trials,), first, device=device), integers(steps + 1)
     with _native.device_of(x):
         _native.cuda().kmeans_plusplus(
-            _DTYPES[x.dtype],
+            _native.DTYPES[x.dtype],
             x.data_ptr(),
             x.stride(0),
             n,
             d,
-            0 if weight is None else weight.data_ptr(),
+            _native.pointer(weight),
             trials,
             numerators.data_ptr(),
             steps,
@@ -109,10 +107,9 @@ def kmeans_plusplus_batch(
     if x.is_cuda:
         return greedy.kmeans_plusplus_batch(x, offsets, sample_weight, first, uniform)
     core = _native.cpu()
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x.dtype)
     rows = x.to(wide)
-    if rows.stride(-1) != 1:
-        rows = rows.contiguous()
+    rows = _native.with_adjacent_columns(rows)
     weight = None if sample_weight is None else sample_weight.contiguous()
     offsets, first, uniform = offsets.contiguous(), first.contiguous(), uniform.contiguous()
     (problems, steps, trials), d = uniform.shape, x.shape[1]
@@ -120,18 +117,18 @@ def kmeans_plusplus_batch(
     if problems > 0 and steps > 0:
         n, n_threads = int(offsets.diff().max()), min(problems, _native.threads())
         size = torch.empty(1, dtype=torch.int64)
-        core.kmeans_plusplus_workspace(_DTYPES[wide], n, d, trials, True, 1, size.data_ptr())
+        core.kmeans_plusplus_workspace(_native.DTYPES[wide], n, d, trials, True, 1, size.data_ptr())
         bytes_ = int(size)
         workspace = torch.empty(n_threads * bytes_, dtype=torch.uint8)
         for start, stop in _native.slices(problems, 2.0 * n * d * trials * steps, n_threads):
             core.kmeans_plusplus_batch(
-                _DTYPES[wide],
+                _native.DTYPES[wide],
                 rows.data_ptr(),
                 rows.stride(0),
                 offsets[start:].data_ptr(),
                 stop - start,
                 d,
-                0 if weight is None else weight.data_ptr(),
+                _native.pointer(weight),
                 trials,
                 first[start:].data_ptr(),
                 uniform[start:].data_ptr(),

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 
 from dcfast.ops import _registry, _validate
+from dcfast.ops._dtypes import wide_dtype
 from dcfast.ops.weighted_cross_entropy import inverse_size_weights
 
 
@@ -40,22 +41,18 @@ def _check(
     _validate.weighted_classes(target, cluster_sizes, input, "input", k, "row of linear_weight", label_smoothing)
 
 
-def _wide(input: torch.Tensor) -> torch.dtype:
-    return torch.float64 if input.dtype == torch.float64 else torch.float32
-
-
 def _fake(input: torch.Tensor, *_: Any) -> torch.Tensor:
-    return input.new_empty(len(input), dtype=_wide(input))
+    return input.new_empty(len(input), dtype=wide_dtype(input.dtype))
 
 
 def _check_gradient(row_gradients: torch.Tensor, input: torch.Tensor, *arguments: Any) -> None:
     *operands, wanted = arguments
     _check(input, *operands)
     _validate.same_device(row_gradients, "row_gradients", input, "input")
-    if row_gradients.shape != input.shape[:1] or row_gradients.dtype != _wide(input):
+    if row_gradients.shape != input.shape[:1] or row_gradients.dtype != wide_dtype(input.dtype):
         raise ValueError(
             f"row_gradients has shape {tuple(row_gradients.shape)} and dtype {row_gradients.dtype}: expected "
-            f"{tuple(input.shape[:1])} and {_wide(input)}"
+            f"{tuple(input.shape[:1])} and {wide_dtype(input.dtype)}"
         )
     if wanted[2] and operands[1] is None:
         raise ValueError("wanted asks for the gradient of linear_bias, which is None")
@@ -138,7 +135,7 @@ class _LossWithGradient(torch.autograd.Function):
     def forward(ctx: Any, divisor: torch.Tensor, *inputs: Any) -> torch.Tensor:
         *tensors, ignore_index, label_smoothing = inputs
         wanted = ctx.needs_input_grad[1:4]
-        row_gradients = divisor.reciprocal().to(_wide(tensors[0])).expand(len(tensors[0]))
+        row_gradients = divisor.reciprocal().to(wide_dtype(tensors[0].dtype)).expand(len(tensors[0]))
         options = (ignore_index, label_smoothing, list(wanted))
         losses, *gradients = _op_gradient(row_gradients, *tensors, *options)
         ctx.gradients = [g if given else None for g, given in zip(gradients, wanted, strict=True)]
@@ -151,7 +148,7 @@ class _LossWithGradient(torch.autograd.Function):
         *tensors, divisor = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None or torch.is_grad_enabled():
-            row_gradients = (grad / divisor).to(_wide(tensors[0])).expand(len(tensors[0]))
+            row_gradients = (grad / divisor).to(wide_dtype(tensors[0].dtype)).expand(len(tensors[0]))
             wanted = list(ctx.needs_input_grad[1:4])
             made = _op_gradient(row_gradients, *tensors, ctx.ignore_index, ctx.label_smoothing, wanted)[1:]
             gradients = [g if given else None for g, given in zip(made, wanted, strict=True)]
@@ -270,4 +267,4 @@ def linear_weighted_cross_entropy(
             loss = _LossWithGradient.apply(divisor, *arguments)
         else:
             loss = _op(*arguments).sum(dtype=torch.float64) / divisor
-    return loss.to(given[0].dtype if autocast is None else _wide(given[0]))
+    return loss.to(given[0].dtype if autocast is None else wide_dtype(given[0].dtype))

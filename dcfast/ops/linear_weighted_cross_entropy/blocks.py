@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from dcfast.ops import _validate
+from dcfast.ops._dtypes import wide_dtype
 
 _ops = torch.ops.dcfast
 
@@ -50,7 +51,7 @@ def _wide_sizes(
 ) -> torch.Tensor:
     if target.device.type == "cpu":
         _validate.class_indices(target, "target", len(cluster_sizes), ignore_index)
-    return cluster_sizes.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+    return cluster_sizes.to(wide_dtype(input.dtype))
 
 
 def linear_weighted_cross_entropy(

@@ -6,7 +6,6 @@ import torch
 
 from dcfast.ops import _native, _validate
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
 _EMPTY = {"farthest": 0, "split": 1, "keep": 2}
 _RUNNING = 3
 # Operations of one call for a problem: those of a large one are left for the calls after it.
@@ -25,9 +24,8 @@ def lloyd(
     seed: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     core = _native.cpu()
-    (problems, k, d), dtype = centroids.shape, _DTYPES[x.dtype]
-    if x.stride(-1) != 1:
-        x = x.contiguous()
+    (problems, k, d), dtype = centroids.shape, _native.DTYPES[x.dtype]
+    x = _native.with_adjacent_columns(x)
     centroids = centroids.clone(memory_format=torch.contiguous_format)
     labels = torch.full((x.shape[0],), -1, dtype=torch.int64)
     inertia = torch.empty(problems, dtype=torch.float64)
@@ -59,7 +57,7 @@ def lloyd(
                 stop - start,
                 d,
                 k,
-                0 if weight is None else weight.data_ptr(),
+                _native.pointer(weight),
                 low.data_ptr(),
                 scale.data_ptr(),
                 n_words,
@@ -91,12 +89,12 @@ def _grid(x: torch.Tensor, weight: torch.Tensor | None) -> tuple[torch.Tensor, t
     low, scale = torch.empty(d, dtype=torch.int64), torch.empty(d, dtype=torch.float64)
     found = torch.empty(3, dtype=torch.int64)
     _native.cpu().sum_grid(
-        _DTYPES[x.dtype],
+        _native.DTYPES[x.dtype],
         x.data_ptr(),
         x.stride(0),
         n,
         d,
-        0 if weight is None else weight.data_ptr(),
+        _native.pointer(weight),
         n_threads,
         ranges.data_ptr(),
         low.data_ptr(),

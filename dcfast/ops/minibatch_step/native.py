@@ -7,7 +7,6 @@ import torch
 from dcfast.ops import _native
 from dcfast.ops.minibatch_step import step
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
 # Operations of the largest batch that one call takes, some 0.1 s: larger ones are left to the other ops, which can be
 # interrupted, and whose own calls cost nothing beside the work.
 _CALL_OPERATIONS = 5e8
@@ -23,11 +22,10 @@ def minibatch_step(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     core, (n, d), k = _native.cpu(), x.shape, centroids.shape[0]
     operations = 2.0 * n * k * d + 4.0 * max(n, k) * d * n_words
-    if x.dtype not in _DTYPES or operations > _CALL_OPERATIONS:
+    if x.dtype not in (torch.float32, torch.float64) or operations > _CALL_OPERATIONS:
         return step.minibatch_step(x, centroids, seen, sample_weight, low, n_words)
-    dtype, n_threads = _DTYPES[x.dtype], _native.threads(operations)
-    if x.stride(-1) != 1:
-        x = x.contiguous()
+    dtype, n_threads = _native.DTYPES[x.dtype], _native.threads(operations)
+    x = _native.with_adjacent_columns(x)
     centroids, seen = (a.clone(memory_format=torch.contiguous_format) for a in (centroids, seen))
     weight = None if sample_weight is None else sample_weight.contiguous()
     low, scale = low.contiguous(), torch.exp2(-low.double()).contiguous()
@@ -41,7 +39,7 @@ def minibatch_step(
         x.stride(0),
         n,
         d,
-        0 if weight is None else weight.data_ptr(),
+        _native.pointer(weight),
         low.data_ptr(),
         scale.data_ptr(),
         n_words,

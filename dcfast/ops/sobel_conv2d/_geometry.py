@@ -15,11 +15,6 @@ def output_size(
     return height, width
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sums are taken in: float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def fold(
     image_dtype: torch.dtype, mean: torch.Tensor | None, std: torch.Tensor | None, device: torch.device
 ) -> torch.Tensor:

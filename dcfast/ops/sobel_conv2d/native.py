@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from dcfast.ops import _native
-from dcfast.ops.sobel_conv2d._geometry import affine, fold, output_size, wide
+from dcfast.ops._dtypes import wide_dtype
+from dcfast.ops.sobel_conv2d._geometry import affine, fold, output_size
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.uint8: 4}
 _FORWARD, _WEIGHT, _IMAGE = range(3)
 # Partial sums of the weight pass: as many units per call as fit, but enough to keep every thread busy.
 _PARTIAL_BYTES = 2**24
@@ -73,7 +73,7 @@ def _forward_on_cuda(
     output = weight.new_empty((n, filters, *sizes[10:12].tolist()))
     if n == 0:
         return output
-    dtype = wide(weight.dtype)
+    dtype = wide_dtype(weight.dtype)
     to_grey, weight, bias = (
         fold(image.dtype, mean, std, image.device),
         weight.contiguous(),
@@ -82,15 +82,15 @@ def _forward_on_cuda(
     scale = None if scale is None else scale.to(dtype).contiguous()
     with _native.device_of(image):
         _native.cuda().sobel_conv2d(
-            _DTYPES[weight.dtype],
-            _DTYPES[image.dtype],
+            _native.DTYPES[weight.dtype],
+            _native.DTYPES[image.dtype],
             _allow_tf32(),
             sizes.data_ptr(),
             image.data_ptr(),
             to_grey.data_ptr(),
             weight.data_ptr(),
-            0 if scale is None else scale.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
+            _native.pointer(scale),
+            _native.pointer(bias),
             relu,
             output.data_ptr(),
             _native.stream(image.device),
@@ -111,14 +111,14 @@ def _backward_weight_on_cuda(
     sizes = _sizes(n, image.shape[2:], filters, kernel_size, stride, padding)
     sizes[12:] = torch.tensor(image.stride())
     taps = kernel_size[0] * kernel_size[1]
-    partial = torch.empty(_RANGES, filters, 2 * taps + 1, dtype=wide(grad.dtype), device=grad.device)
+    partial = torch.empty(_RANGES, filters, 2 * taps + 1, dtype=wide_dtype(grad.dtype), device=grad.device)
     rows = torch.zeros(1, dtype=torch.int64)
     to_grey, grad = fold(image.dtype, mean, std, image.device), grad.contiguous()
     if n:
         with _native.device_of(image):
             _native.cuda().sobel_conv2d_backward_weight(
-                _DTYPES[grad.dtype],
-                _DTYPES[image.dtype],
+                _native.DTYPES[grad.dtype],
+                _native.DTYPES[image.dtype],
                 _allow_tf32(),
                 sizes.data_ptr(),
                 image.data_ptr(),
@@ -162,15 +162,15 @@ def sobel_conv2d(
 ) -> torch.Tensor:
     if image.is_cuda:
         return _forward_on_cuda(image, weight, bias, stride, padding, mean, std, scale, shift, relu)
-    core, n_threads, dtype = _native.cpu(), _native.threads(), wide(weight.dtype)
+    core, n_threads, dtype = _native.cpu(), _native.threads(), wide_dtype(weight.dtype)
     (n, _, *size), (filters, _, *kernel) = image.shape, weight.shape
     sizes = _sizes(n, size, filters, kernel, stride, padding)
-    units, packed_bytes, scratch_bytes, *_ = _plan(_FORWARD, _DTYPES[dtype], sizes)
+    units, packed_bytes, scratch_bytes, *_ = _plan(_FORWARD, _native.DTYPES[dtype], sizes)
     output = _native.empty((n, filters, *sizes[10:12].tolist()), weight.dtype)
     weight = (weight if scale is None else weight * scale.to(dtype)[:, None, None, None]).to(dtype).contiguous()
     bias = affine(dtype, bias, scale, shift)
     packed, scratch = _bytes(packed_bytes), _bytes(scratch_bytes * n_threads)
-    core.sobel_conv2d_pack(_FORWARD, _DTYPES[dtype], sizes.data_ptr(), weight.data_ptr(), packed.data_ptr())
+    core.sobel_conv2d_pack(_FORWARD, _native.DTYPES[dtype], sizes.data_ptr(), weight.data_ptr(), packed.data_ptr())
     to_grey = fold(image.dtype, mean, std, image.device)
     images = _Images(image, torch.uint8 if image.dtype == torch.uint8 else dtype, units)
     # A slice of converted output holds whole images.
@@ -182,13 +182,13 @@ def sobel_conv2d(
         out = output[start // bands : -(-stop // bands)]
         result = out if out.dtype == dtype else torch.empty(out.shape, dtype=dtype)
         core.sobel_conv2d(
-            _DTYPES[dtype],
-            _DTYPES[part.dtype],
+            _native.DTYPES[dtype],
+            _native.DTYPES[part.dtype],
             sizes.data_ptr(),
             part.data_ptr(),
             to_grey.data_ptr(),
             packed.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
+            _native.pointer(bias),
             relu,
             scratch.data_ptr(),
             result.data_ptr(),
@@ -212,10 +212,10 @@ def sobel_conv2d_backward_weight(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if image.is_cuda:
         return _backward_weight_on_cuda(grad, image, kernel_size, stride, padding, mean, std)
-    core, n_threads, dtype = _native.cpu(), _native.threads(), wide(grad.dtype)
+    core, n_threads, dtype = _native.cpu(), _native.threads(), wide_dtype(grad.dtype)
     n, filters = grad.shape[:2]
     sizes = _sizes(n, image.shape[2:], filters, kernel_size, stride, padding)
-    units, _, scratch_bytes, rows, columns = _plan(_WEIGHT, _DTYPES[dtype], sizes)
+    units, _, scratch_bytes, rows, columns = _plan(_WEIGHT, _native.DTYPES[dtype], sizes)
     partial_bytes = rows * columns * dtype.itemsize
     slots = min(units, max(4 * n_threads, _PARTIAL_BYTES // partial_bytes))
     scratch, partial = _bytes(scratch_bytes * n_threads), _bytes(slots * partial_bytes)
@@ -229,8 +229,8 @@ def sobel_conv2d_backward_weight(
             (part, base), (g, _) = images(start, stop), grads(start, stop)
             sizes[12:] = torch.tensor(part.stride())
             core.sobel_conv2d_backward_weight(
-                _DTYPES[dtype],
-                _DTYPES[part.dtype],
+                _native.DTYPES[dtype],
+                _native.DTYPES[part.dtype],
                 sizes.data_ptr(),
                 part.data_ptr(),
                 to_grey.data_ptr(),
@@ -255,14 +255,14 @@ def sobel_conv2d_backward_image(
     padding: list[int],
     std: torch.Tensor | None,
 ) -> torch.Tensor:
-    core, n_threads, dtype = _native.cpu(), _native.threads(), wide(grad.dtype)
+    core, n_threads, dtype = _native.cpu(), _native.threads(), wide_dtype(grad.dtype)
     n, (filters, _, *kernel) = grad.shape[0], weight.shape
     sizes = _sizes(n, image_size, filters, kernel, stride, padding)
-    units, packed_bytes, scratch_bytes, *_ = _plan(_IMAGE, _DTYPES[dtype], sizes)
+    units, packed_bytes, scratch_bytes, *_ = _plan(_IMAGE, _native.DTYPES[dtype], sizes)
     output = _native.empty((n, 3, *image_size), grad.dtype)
     weight = weight.to(dtype).contiguous()
     packed, scratch = _bytes(packed_bytes), _bytes(scratch_bytes * n_threads)
-    core.sobel_conv2d_pack(_IMAGE, _DTYPES[dtype], sizes.data_ptr(), weight.data_ptr(), packed.data_ptr())
+    core.sobel_conv2d_pack(_IMAGE, _native.DTYPES[dtype], sizes.data_ptr(), weight.data_ptr(), packed.data_ptr())
     scale = fold(dtype, None, std, grad.device)
     grads = _Images(grad, dtype, units, contiguous=True)
     multiple = 1 if output.dtype == dtype else units // max(1, n)
@@ -272,7 +272,7 @@ def sobel_conv2d_backward_image(
         out = output[start // bands : -(-stop // bands)]
         result = out if out.dtype == dtype else torch.empty(out.shape, dtype=dtype)
         core.sobel_conv2d_backward_image(
-            _DTYPES[dtype],
+            _native.DTYPES[dtype],
             sizes.data_ptr(),
             g.data_ptr(),
             scale.data_ptr(),

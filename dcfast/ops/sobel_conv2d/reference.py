@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn import grad as G
 
-from dcfast.ops.sobel_conv2d._geometry import wide
+from dcfast.ops._dtypes import wide_dtype
 
 
 def _kernels(like: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ def sobel_conv2d(
     shift: torch.Tensor | None,
     relu: bool,
 ) -> torch.Tensor:
-    dtype = wide(weight.dtype)
+    dtype = wide_dtype(weight.dtype)
     sobel = planes(image, dtype, mean, std)
     output = F.conv2d(sobel, weight.to(dtype), None if bias is None else bias.to(dtype), stride, padding)
     if scale is not None:
@@ -63,7 +63,7 @@ def sobel_conv2d_backward_weight(
     mean: torch.Tensor | None,
     std: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    dtype = wide(grad.dtype)
+    dtype = wide_dtype(grad.dtype)
     sobel, g = planes(image, dtype, mean, std), grad.to(dtype)
     by_weight = G.conv2d_weight(sobel, (grad.shape[1], 2, *kernel_size), g, stride, padding)
     return by_weight.to(grad.dtype).contiguous(), g.sum((0, 2, 3)).to(grad.dtype)
@@ -77,7 +77,7 @@ def sobel_conv2d_backward_image(
     padding: list[int],
     std: torch.Tensor | None,
 ) -> torch.Tensor:
-    dtype = wide(grad.dtype)
+    dtype = wide_dtype(grad.dtype)
     w = weight.to(dtype)
     sobel = G.conv2d_input((grad.shape[0], 2, *image_size), w, grad.to(dtype), stride, padding)
     grey = F.conv_transpose2d(sobel, _kernels(sobel), padding=1) / 3

@@ -16,9 +16,10 @@ import torch
 import triton
 import triton.language as tl
 
+from dcfast.ops._dtypes import wide_dtype
 from dcfast.ops._native import device_of
 from dcfast.ops._triton import CompileCase, block
-from dcfast.ops.sobel_conv2d._geometry import affine, fold, output_size, wide
+from dcfast.ops.sobel_conv2d._geometry import affine, fold, output_size
 
 _TL = {torch.float32: tl.float32, torch.float64: tl.float64}
 # Ranges of pixels whose weight gradients are summed apart: enough for every multiprocessor, few enough to add up.
@@ -332,7 +333,7 @@ def sobel_conv2d(
     output = torch.empty((n, filters, *out_size), dtype=weight.dtype, device=image.device)
     if n == 0:
         return output
-    acc = wide(weight.dtype)
+    acc = wide_dtype(weight.dtype)
     tile = _tile(weight.dtype, filters)
     pixels = n * out_size[0] * out_size[1]
     weight, bias = weight.contiguous(), affine(acc, bias, scale, shift)
@@ -373,7 +374,7 @@ def sobel_conv2d_backward_weight(
     std: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     (n, filters, *out_size), size = grad.shape, image.shape[2:]
-    acc = wide(grad.dtype)
+    acc = wide_dtype(grad.dtype)
     taps = kernel_size[0] * kernel_size[1]
     tile = _tile(grad.dtype, filters)
     pixels = n * out_size[0] * out_size[1]
@@ -418,7 +419,7 @@ def sobel_conv2d_backward_image(
     output = torch.empty((n, 3, *image_size), dtype=grad.dtype, device=grad.device)
     if n == 0:
         return output
-    acc = wide(grad.dtype)
+    acc = wide_dtype(grad.dtype)
     planes = torch.empty((n, 2, *image_size), dtype=acc, device=grad.device)
     pixels = n * image_size[0] * image_size[1]
     with device_of(grad):
@@ -468,7 +469,7 @@ def compile_cases() -> list[CompileCase]:
         options = {"num_warps": tile.pop("num_warps")}
         expect = {80: ("HMMA",), 90: ("HGMMA",)} if dtype.itemsize == 2 else {}
         pointers = {"image_ptr": f"*{image}", "fold_ptr": f"*{acc}"}
-        common: dict[str, Any] = {"KH": 11, "KW": 11, "ACC": _TL[wide(dtype)]}
+        common: dict[str, Any] = {"KH": 11, "KW": 11, "ACC": _TL[wide_dtype(dtype)]}
         operands = {"weight_ptr": f"*{name}", "scale_ptr": f"*{acc}", "bias_ptr": f"*{acc}", "out_ptr": f"*{name}"}
         sums = {"partial_ptr": f"*{acc}", "pixels": "i64", "range_pixels": "i64"}
         gradient = {"grad_ptr": f"*{name}", "weight_ptr": f"*{name}", "planes_ptr": f"*{acc}", "pixels": "i64"}
@@ -503,7 +504,7 @@ def compile_cases() -> list[CompileCase]:
                 _image,
                 {"planes_ptr": f"*{acc}", "fold_ptr": f"*{acc}", "out_ptr": f"*{name}", "pixels": "i64"}
                 | {"height": "i32", "width": "i32"},
-                {"ACC": _TL[wide(dtype)], "BLOCK": 256},
+                {"ACC": _TL[wide_dtype(dtype)], "BLOCK": 256},
             ),
         ]
     return cases

@@ -6,8 +6,6 @@ import torch
 
 from dcfast.ops import _native
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
-
 
 def split_empty(
     centroids: torch.Tensor, counts: torch.Tensor, seed: torch.Tensor, iteration: torch.Tensor
@@ -15,7 +13,7 @@ def split_empty(
     k = centroids.shape[-2]
     problems = counts.numel() // k
     counts = counts.clone(memory_format=torch.contiguous_format)
-    if centroids.dtype in _DTYPES:
+    if centroids.dtype in (torch.float32, torch.float64):
         wide = centroids.clone(memory_format=torch.contiguous_format)
     else:
         wide = centroids.float().contiguous()
@@ -32,7 +30,9 @@ def _on_cpu(
     keys = seeds.tolist(), iterations.tolist()
     each = zip(centroids.view(problems, k, d), counts.view(problems, k), *keys, strict=True)
     for centroid, count, seed, iteration in each:
-        _native.cpu().split_empty(_DTYPES[centroid.dtype], centroid.data_ptr(), count.data_ptr(), k, d, seed, iteration)
+        _native.cpu().split_empty(
+            _native.DTYPES[centroid.dtype], centroid.data_ptr(), count.data_ptr(), k, d, seed, iteration
+        )
 
 
 def _on_cuda(
@@ -43,7 +43,7 @@ def _on_cuda(
     seeds, iterations = (key.to(centroids.device).contiguous() for key in (seeds, iterations))
     with _native.device_of(centroids):
         _native.cuda().split_empty(
-            _DTYPES[centroids.dtype],
+            _native.DTYPES[centroids.dtype],
             centroids.data_ptr(),
             counts.data_ptr(),
             problems,

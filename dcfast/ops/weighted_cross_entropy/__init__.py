@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import torch
 
 from dcfast.ops import _registry, _validate
+from dcfast.ops._dtypes import wide_dtype
 from dcfast.ops.weighted_cross_entropy import reference
 
 
@@ -29,7 +30,7 @@ def _check(
 
 def _outputs(logits: torch.Tensor, reduction: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every output of the forward op."""
-    n, wide = logits.shape[0], torch.float64 if logits.dtype == torch.float64 else torch.float32
+    n, wide = logits.shape[0], wide_dtype(logits.dtype)
     loss = (n,) if reduction == "none" else ()
     return {"loss": (loss, wide), "statistics": ((2, n), wide), "total_weight": ((), wide)}
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from dcfast.ops import _native, _validate
+from dcfast.ops._dtypes import wide_dtype
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 # Logits of one call: some milliseconds; float16 and bfloat16 slices are widened to 16 MiB.
 _SLICE_ELEMENTS = 2**22
 # Logits that take about as long (15 us) as waking one more thread.
@@ -22,15 +22,11 @@ def _slices(logits: torch.Tensor, wide: torch.dtype) -> Iterator[tuple[slice, to
     for start in range(0, n, step):
         rows = slice(start, min(n, start + step))
         x = logits[rows].to(wide)
-        yield rows, x if x.stride(1) == 1 else x.contiguous()
+        yield rows, _native.with_adjacent_columns(x)
 
 
 def _threads(x: torch.Tensor) -> int:
     return min(_native.threads(), 1 + x.numel() // _THREAD_ELEMENTS)
-
-
-def _wide(logits: torch.Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def _or_nan(total: torch.Tensor) -> torch.Tensor:
@@ -48,10 +44,6 @@ def _weights_on_cuda(sizes: torch.Tensor, label_smoothing: float) -> torch.Tenso
     return weights
 
 
-def _pointer(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _rows_on_cuda(
     logits: torch.Tensor,
     target: torch.Tensor,
@@ -66,28 +58,28 @@ def _rows_on_cuda(
     """Losses and statistics of the rows; writes the sums and the gradient where they are wanted."""
     n, k = logits.shape
     losses, statistics = sizes.new_empty(n), sizes.new_empty(2, n)
-    x = logits if logits.stride(1) == 1 else logits.contiguous()
+    x = _native.with_adjacent_columns(logits)
     weights = _weights_on_cuda(sizes, label_smoothing)
     with _native.device_of(logits):
         _native.cuda().weighted_cross_entropy(
-            _DTYPES[x.dtype],
+            _native.DTYPES[x.dtype],
             x.data_ptr(),
             x.stride(0),
             target.data_ptr(),
             sizes.data_ptr(),
-            _pointer(weights),
+            _native.pointer(weights),
             n,
             k,
             ignore_index,
             label_smoothing,
             mean,
-            _pointer(row_gradients),
+            _native.pointer(row_gradients),
             0 if row_gradients is None else row_gradients.stride(0),
             losses.data_ptr(),
             statistics[0].data_ptr(),
             statistics[1].data_ptr(),
-            *((0, 0) if sums is None else (_pointer(sums[0]), _pointer(sums[1]))),
-            _pointer(gradient),
+            *((0, 0) if sums is None else (_native.pointer(sums[0]), _native.pointer(sums[1]))),
+            _native.pointer(gradient),
             _native.stream(logits.device),
         )
     return losses, statistics
@@ -121,23 +113,23 @@ def _backward_on_cuda(
 ) -> torch.Tensor:
     n, k = logits.shape
     gradient = torch.empty(n, k, dtype=logits.dtype, device=logits.device)
-    x = logits if logits.stride(1) == 1 else logits.contiguous()
+    x = _native.with_adjacent_columns(logits)
     weights = _weights_on_cuda(sizes, label_smoothing)
     with _native.device_of(logits):
         _native.cuda().weighted_cross_entropy_backward(
-            _DTYPES[x.dtype],
+            _native.DTYPES[x.dtype],
             x.data_ptr(),
             x.stride(0),
             target.data_ptr(),
             sizes.data_ptr(),
-            _pointer(weights),
+            _native.pointer(weights),
             n,
             k,
             ignore_index,
             label_smoothing,
             row_gradients.data_ptr(),
             row_gradients.stride(0),
-            _pointer(divisor),
+            _native.pointer(divisor),
             statistics[0].data_ptr(),
             statistics[1].data_ptr(),
             gradient.data_ptr(),
@@ -162,7 +154,7 @@ def _rows_on_cpu(
     for rows, x in _slices(logits, wide):
         out = _wide_rows(gradient, rows, wide)
         _native.cpu().weighted_cross_entropy(
-            _DTYPES[wide],
+            _native.DTYPES[wide],
             x.data_ptr(),
             x.stride(0),
             target[rows].data_ptr(),
@@ -198,7 +190,7 @@ def _on_cpu(
     (n, k), wide = logits.shape, sizes.dtype
     total_weight = torch.zeros((), dtype=torch.float64)
     _native.cpu().weighted_cross_entropy_total(
-        _DTYPES[wide], target.data_ptr(), sizes.data_ptr(), n, k, ignore_index, total_weight.data_ptr()
+        _native.DTYPES[wide], target.data_ptr(), sizes.data_ptr(), n, k, ignore_index, total_weight.data_ptr()
     )
     if total_weight.isnan():
         _validate.class_indices(target, "target", k, ignore_index)
@@ -225,7 +217,7 @@ def weighted_cross_entropy(
     label_smoothing: float,
     reduction: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    sizes = cluster_sizes.to(_wide(logits)).contiguous()
+    sizes = cluster_sizes.to(wide_dtype(logits.dtype)).contiguous()
     arguments = (logits, target.contiguous(), sizes, ignore_index, label_smoothing, reduction)
     if logits.is_cuda:
         return _on_cuda(*arguments, None)
@@ -240,7 +232,7 @@ def weighted_cross_entropy_with_gradient(
     label_smoothing: float,
     reduction: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    sizes = cluster_sizes.to(_wide(logits)).contiguous()
+    sizes = cluster_sizes.to(wide_dtype(logits.dtype)).contiguous()
     arguments = (logits, target.contiguous(), sizes, ignore_index, label_smoothing, reduction)
     if logits.is_cuda:
         gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
@@ -258,7 +250,7 @@ def weighted_cross_entropy_gradient_(
     label_smoothing: float,
 ) -> torch.Tensor:
     (n, k), target = logits.shape, target.contiguous()
-    sizes = cluster_sizes.to(_wide(logits)).contiguous()
+    sizes = cluster_sizes.to(wide_dtype(logits.dtype)).contiguous()
     row_gradients, options = row_gradients.expand(n), (ignore_index, label_smoothing)
     if logits.is_cuda:
         return _rows_on_cuda(logits, target, sizes, *options, False, row_gradients, None, logits)[0]
@@ -277,7 +269,7 @@ def weighted_cross_entropy_backward(
     label_smoothing: float,
     reduction: str,
 ) -> torch.Tensor:
-    (n, k), wide = logits.shape, _wide(logits)
+    (n, k), wide = logits.shape, wide_dtype(logits.dtype)
     target, sizes, statistics = target.contiguous(), cluster_sizes.to(wide).contiguous(), statistics.contiguous()
     divisor = total_weight if reduction == "mean" else None
     if logits.is_cuda:
@@ -289,7 +281,7 @@ def weighted_cross_entropy_backward(
     for rows, x in _slices(logits, wide):
         out = _wide_rows(gradient, rows, wide)
         _native.cpu().weighted_cross_entropy_backward(
-            _DTYPES[wide],
+            _native.DTYPES[wide],
             x.data_ptr(),
             x.stride(0),
             target[rows].data_ptr(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dcfast.ops import _validate
+from dcfast.ops._dtypes import wide_dtype
 from dcfast.ops.weighted_cross_entropy.with_gradient import (
     weighted_cross_entropy_gradient_,
     weighted_cross_entropy_with_gradient,
@@ -34,7 +35,7 @@ def _prepare(
     k = logits.shape[1]
     if target.device.type == "cpu":
         _validate.class_indices(target, "target", k, ignore_index)
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(logits.dtype)
     weights = inverse_size_weights(cluster_sizes.to(wide))
     inside = (target >= 0) & (target < k)
     safe = torch.where(inside, target, 0)

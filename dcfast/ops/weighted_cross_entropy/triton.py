@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from dcfast.ops import _validate
+from dcfast.ops._dtypes import wide_dtype
 from dcfast.ops._native import device_of
 from dcfast.ops._triton import CompileCase, block
 from dcfast.ops.weighted_cross_entropy.with_gradient import weighted_cross_entropy_with_gradient
@@ -189,7 +190,7 @@ def _operands(
     """Logits with adjacent columns, adjacent targets, and adjacent sizes in the dtype of the sums."""
     if target.device.type == "cpu":
         _validate.class_indices(target, "target", logits.shape[1], ignore_index)
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(logits.dtype)
     x = logits if logits.stride(1) == 1 else logits.contiguous()
     return x, target.contiguous(), cluster_sizes.to(wide).contiguous()
 

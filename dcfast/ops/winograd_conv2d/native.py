@@ -8,7 +8,6 @@ import torch
 
 from dcfast.ops import _native
 
-_DTYPES = {torch.float32: 0, torch.float64: 1}
 # Tiles of 4 x 4 outputs that are worked off at once: by a thread of its own, of which there are to be many, and by all
 # of them for the gradient of the weights. The times with 12 to 60 differ by less than they vary.
 _CHUNK, _SHARED_CHUNK = 24, 48
@@ -20,7 +19,7 @@ class _Call:
     def __init__(self, x: torch.Tensor, filters: int, chunk: int) -> None:
         n, channels, height, width = x.shape
         self.x = x.contiguous(memory_format=torch.channels_last)
-        self.sizes, self.dtype = torch.tensor([n, channels, filters, height, width, chunk]), _DTYPES[x.dtype]
+        self.sizes, self.dtype = torch.tensor([n, channels, filters, height, width, chunk]), _native.DTYPES[x.dtype]
         plan = torch.empty(4, dtype=torch.int64)
         _native.cpu().winograd_conv2d_plan(self.dtype, self.sizes.data_ptr(), plan.data_ptr())
         self.n_chunks, self.n_filters, self.n_scratch, self.n_totals = plan.tolist()
@@ -41,7 +40,7 @@ def winograd_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     kernels, sizes = _native.cpu(), call.sizes.data_ptr()
     kernels.winograd_conv2d_filters(call.dtype, sizes, weight.data_ptr(), filters.data_ptr(), call.threads)
     out = _native.empty((len(x), len(weight), *x.shape[2:]), x.dtype, torch.channels_last)
-    pointers = [call.x.data_ptr(), filters.data_ptr(), 0 if bias is None else bias.data_ptr()]
+    pointers = [call.x.data_ptr(), filters.data_ptr(), _native.pointer(bias)]
     pointers += [scratch.data_ptr(), out.data_ptr()]
     for start, stop in call.slices():
         kernels.winograd_conv2d(call.dtype, sizes, *pointers, start, stop, call.threads)
