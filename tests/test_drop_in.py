@@ -206,12 +206,99 @@ def test_kmeans_plusplus_gives_rows_and_checks_its_arguments():
     )
     for arguments, match in (
         ({"n_clusters": 301}, "n_samples=300 should be >= n_clusters=301"),
-        ({"n_clusters": 2, "x_squared_norms": np.ones(3)}, "The length of x_squared_norms 3"),
+        ({"n_clusters": 2, "x_squared_norms": np.ones(3)}, r"The length of x_squared_norms \(3,\)"),
+        ({"n_clusters": 2, "x_squared_norms": 5.0}, r"The length of x_squared_norms \(\)"),
+        ({"n_clusters": 2, "x_squared_norms": "a"}, "x_squared_norms holds"),
         ({"n_clusters": 2, "sample_weight": np.zeros(300)}, "at least one non-zero"),
         ({"n_clusters": 2, "n_local_trials": 0}, "n_local_trials"),
     ):
         with pytest.raises(ValueError, match=match):
             kmeans_plusplus(X, **arguments)
+
+
+def test_where_nothing_is_left_to_draw_row_0_is_chosen_as_by_scikit_learn():
+    X = np.repeat([[0.0, 0], [1, 1]], 10, axis=0)
+    expected = sklearn.cluster.kmeans_plusplus(X, 4, random_state=0)[1]
+    np.testing.assert_array_equal(kmeans_plusplus(X, 4, random_state=0)[1], expected)
+    np.testing.assert_array_equal(kmeans_plusplus(X.astype("float32"), 4, random_state=0)[1], expected)
+    # Potentials far below the largest power of two that a double holds are drawn by all the same.
+    small = blobs()[:40] * 1e-138
+    chosen = kmeans_plusplus(small, 8, random_state=0)[1]
+    assert len(set(chosen.tolist())) == 8
+    chunked = kmeans_plusplus(lambda: iter([small[:30], small[30:]]), 8, random_state=0)[1]
+    np.testing.assert_array_equal(chosen, chunked)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_clusters_that_nothing_is_left_for_go_where_scikit_learn_puts_them(weighted):
+    X = np.repeat([[-1.0, -1], [1, 1]], 10, axis=0)  # scikit-learn subtracts the mean, here without rounding
+    init = np.array([[1.0, 1], [-1, -1], [5, 5], [1, 1]])
+    weight = np.r_[np.full(10, 3.0), np.ones(10)] if weighted else None
+    theirs, plain, watched = (
+        model.fit(X, sample_weight=weight)
+        for model in (
+            sklearn.cluster.KMeans(4, init=init, n_init=1),
+            KMeans(4, init=init, n_init=1),
+            KMeans(4, init=init, n_init=1, callback=lambda *_: None),
+        )
+    )
+    for ours in (plain, watched):
+        np.testing.assert_array_equal(ours.cluster_centers_, theirs.cluster_centers_)
+        np.testing.assert_array_equal(ours.labels_, theirs.labels_)
+        assert ours.n_iter_ == theirs.n_iter_
+    # A row without weight is the farthest of all.
+    rows, init = np.array([[0.0], [1], [5], [100]]), np.array([[0.0], [4], [-50]])
+    weight = np.array([1.0, 1, 1, 0])
+    theirs, ours = (
+        model.fit(rows, sample_weight=weight)
+        for model in (sklearn.cluster.KMeans(3, init=init, n_init=1), KMeans(3, init=init, n_init=1))
+    )
+    np.testing.assert_array_equal(ours.cluster_centers_, theirs.cluster_centers_)
+
+
+@pytest.mark.parametrize("estimator", [KMeans, MiniBatchKMeans, BisectingKMeans])
+def test_names_are_forgotten_by_a_fit_to_rows_without(estimator):
+    X = blobs()
+    model = estimator(3, random_state=0).fit(pd.DataFrame(X, columns=list("abcd")[: X.shape[1]]))
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        model.predict(torch.from_numpy(X))
+    model.fit(torch.from_numpy(X))
+    assert not hasattr(model, "feature_names_in_")
+
+
+def test_numbers_in_other_guises():
+    X = blobs()
+    expected = KMeans(3, init=X[:3], n_init=1).fit(X)
+    text = X.astype("U32")
+    np.testing.assert_array_equal(KMeans(3, init=X[:3], n_init=1).fit(text).labels_, expected.labels_)
+    init = pd.DataFrame(X[:3]).astype(object)
+    np.testing.assert_array_equal(KMeans(3, init=init, n_init=1).fit(X).labels_, expected.labels_)
+    with pytest.raises(ValueError, match="init holds object"):
+        KMeans(3, init=np.array([["a", object()]] * 3), n_init=1).fit(X)
+
+
+def test_what_is_no_dense_real_array_is_refused(tmp_path):
+    X = blobs()
+    for other in (
+        torch.from_numpy(X).to_sparse(),
+        torch.from_numpy(X).to_sparse_csr(),
+        torch.empty(9, 2, device="meta"),
+    ):
+        with pytest.raises(TypeError, match="expected a dense one"):
+            KMeans(3).fit(other)
+    np.save(tmp_path / "complex.npy", X.astype(complex))
+    np.save(tmp_path / "text.npy", X.astype("U8"))
+    for source in (torch.from_numpy(X).to(torch.complex128), tmp_path / "complex.npy", tmp_path / "text.npy"):
+        with pytest.raises(ValueError, match=r"[Cc]omplex|expected numbers"):
+            KMeans(3).fit(source)
+    with pytest.raises(ValueError, match="Complex data not supported: init"):
+        KMeans(3, init=X[:3].astype(complex), n_init=1).fit(X)
+    with pytest.raises(ValueError, match="runs on 'cpu' and 'cuda'"):
+        KMeans(3, device="meta").fit(X)
+    damaged = scipy.sparse.random_array((80, 12), density=0.3, format="csr", random_state=0)
+    damaged.indices[0] = 50
+    with pytest.raises(ValueError, match="indices"):
+        KMeans(3).fit(damaged)
 
 
 class OnlyDLPack:

@@ -307,7 +307,7 @@ int64_t draw(const Points<T>& p, const Seeding<T>& s, double u) {
     sum += draw_units(p, s, row, s.closest[row]);
     if (sum > threshold) return row;
   }
-  return p.n - 1;
+  return 0;  // nothing is left to draw
 }
 
 template <class T>
@@ -342,7 +342,8 @@ void start(const Points<T>& p, const Seeding<T>& s, int64_t first, bool cached, 
   int bits = 62, exponent = 0;
   for (int64_t capacity = 1; capacity < (p.n < 2 ? 2 : p.n); capacity *= 2) --bits;
   frexp(largest, &exponent);
-  *s.draw_scale = ldexp(1.0, bits - exponent);
+  // A double, however small the largest.
+  *s.draw_scale = ldexp(1.0, bits - exponent < 1023 ? bits - exponent : 1023);
   memset(s.total, 0, size_t(8 * kSumWords));
   memset(s.block_totals, 0, size_t(8 * ((p.n + kBlock - 1) / kBlock)));
   for (int64_t row = 0; row < p.n; ++row) {

@@ -264,6 +264,22 @@ double take_step(const Problem<T>& q, const Sizes& z, const Work<T>& w) {
   return sum_of(w.distance, z.k);
 }
 
+// As in scikit-learn a cluster that is left without weight goes to the mean of the heaviest.
+template <class T>
+void join_heaviest(const Problem<T>& q, const Sizes& z, const Work<T>& w) {
+  double* total = w.distance;
+  int64_t heaviest = 0;
+  for (int64_t j = 0; j < z.k; ++j) {
+    total[j] = q.weight != nullptr ? rounded_sum(w.weight_words + j * kSumWords) : double(w.counts[j]);
+    heaviest = total[j] > total[heaviest] ? j : heaviest;
+  }
+  for (int64_t j = 0; j < z.k; ++j) {
+    if (total[j] != 0.0) continue;
+    memcpy(w.fresh + j * z.d, w.fresh + heaviest * z.d, size_t(z.d) * sizeof(T));
+    w.stale[j] = 1;
+  }
+}
+
 template <class T>
 int64_t iterate(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t iteration) {
   label_rows(q, z, w, w.next);
@@ -274,6 +290,7 @@ int64_t iterate(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t i
   for (int64_t j = 0; j < z.k; ++j) vacant = vacant || w.counts[j] == 0;
   if (vacant && z.empty == DCFAST_EMPTY_FARTHEST) relocate(q, z, w);
   find_means(q, z, w);
+  if (vacant && z.empty == DCFAST_EMPTY_FARTHEST) join_heaviest(q, z, w);
   if (vacant && z.empty == DCFAST_EMPTY_SPLIT) {
     memcpy(w.shares, w.counts, size_t(8 * z.k));
     split_all(w.fresh, w.shares, z.k, z.d, q.seed, iteration);

@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kScanThreads)
   const int64_t first = threadIdx.x * width, last = first + width < blocks ? first + width : blocks;
   if (threadIdx.x == 0) {
     drawn = rest = 0;
-    rows[blockIdx.x] = n - 1;  // if there is none
+    rows[blockIdx.x] = 0;  // if nothing is left to draw
   }
   int64_t own = 0, total;
   for (int64_t block = first; block < last; ++block) own += totals[block];

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
@@ -40,6 +40,26 @@ def as_tensor(array: Any) -> torch.Tensor:
     if is_foreign(array):
         return torch.from_dlpack(array)
     return from_numpy(np.asarray(array))
+
+
+def as_numbers(array: Any, name: str) -> torch.Tensor:
+    """`as_tensor` of real numbers, which sequences of Python's objects and text are read as.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be, or are complex.
+    """
+    if not isinstance(array, torch.Tensor) and not is_foreign(array):
+        array = np.asarray(array)
+        try:
+            array = array if array.dtype.kind in "fiubc" else array.astype(np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} holds {array.dtype}: expected numbers") from None
+    numbers = as_tensor(array)
+    if numbers.is_complex():
+        raise ValueError(f"Complex data not supported: {name} has dtype {numbers.dtype}")
+    return numbers
 
 
 def as_points(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 1) -> torch.Tensor:
@@ -76,15 +96,21 @@ def as_points(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 
     if X.dtype not in FLOATS:
         X = X.double()
     X = X.detach()
-    if reset:
-        estimator.n_features_in_ = X.shape[1]
-    elif X.shape[1] != estimator.n_features_in_:
-        raise ValueError(
-            f"X has {X.shape[1]} features, but {type(estimator).__name__} is expecting "
-            f"{estimator.n_features_in_} features as input."
-        )
+    check_features(estimator, X.shape[1], reset)
     check_finite(X, "X")
     return X
+
+
+def check_features(estimator: Any, n_features: int, reset: bool) -> None:
+    """Set or check `n_features_in_` for rows whose columns have no names: those of an earlier fit are forgotten."""
+    _check_feature_names(estimator, None, reset=reset)
+    if reset:
+        estimator.n_features_in_ = n_features
+    elif n_features != estimator.n_features_in_:
+        raise ValueError(
+            f"X has {n_features} features, but {type(estimator).__name__} is expecting "
+            f"{estimator.n_features_in_} features as input."
+        )
 
 
 def check_finite(x: torch.Tensor, name: str) -> None:
@@ -117,7 +143,11 @@ def not_finite(name: str, count: int, first: tuple[int, ...]) -> str:
 def float_dtype(array: torch.Tensor | np.ndarray) -> torch.dtype:
     """The dtype that rows of this array are compared in: float64 unless it is a float that the ops know."""
     if isinstance(array, torch.Tensor):
+        if array.is_complex():
+            raise ValueError(f"Complex data not supported: X has dtype {array.dtype}")
         return array.dtype if array.dtype in FLOATS else torch.float64
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"X has dtype {array.dtype}: expected numbers{' that are real' * (array.dtype.kind == 'c')}")
     # NumPy's float16 is float64 to scikit-learn, hence to us.
     return torch.float32 if array.dtype == np.float32 else torch.float64
 

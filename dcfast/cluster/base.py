@@ -119,7 +119,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             given = points.answer(points.x) if isinstance(points, InMemory) and points.source is None else points.source
             init = init(given, n_clusters, random_state=random_state)
         with points.ranks.together():
-            start = arrays.as_tensor(init)
+            start = arrays.as_numbers(init, "init")
             mismatch = f"The shape of the initial centers {tuple(start.shape)} does not match the number of"
             if start.dim() != 2 or start.shape[0] != n_clusters:
                 raise ValueError(f"{mismatch} clusters {n_clusters}.")

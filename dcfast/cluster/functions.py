@@ -130,8 +130,13 @@ def kmeans_plusplus(
     n = points.n_samples
     if n < n_clusters:
         raise ValueError(f"n_samples={n} should be >= n_clusters={n_clusters}.")
-    if x_squared_norms is not None and (given := arrays.as_tensor(x_squared_norms).shape[0]) != n:
-        raise ValueError(f"The length of x_squared_norms {given} should be equal to the length of n_samples {n}.")
+    if x_squared_norms is not None:
+        norms = arrays.as_numbers(x_squared_norms, "x_squared_norms")
+        if norms.dim() == 0 or norms.shape[0] != n:
+            raise ValueError(
+                f"The length of x_squared_norms {tuple(norms.shape)} should be equal to the length of n_samples {n}."
+            )
+        arrays.check_finite(norms, "x_squared_norms")
     random_state = check_random_state(random_state)
     centroids, indices = init.kmeans_plusplus(points, n_clusters, random_state, n_local_trials)
     return points.answer(centroids), points.answer(indices)

@@ -10,6 +10,7 @@ import torch
 
 from dcfast import ops
 from dcfast.cluster.points import InMemory, Points
+from dcfast.ops.kmeans_plusplus.greedy import draw_scale
 
 # Candidates whose distances to all rows are held at once: at least so many, and as many as these bytes hold.
 _TRIALS, _TRIAL_BYTES = 2, 2**24
@@ -65,9 +66,8 @@ def _kmeans_plusplus(points: Points, first: int, uniform: torch.Tensor) -> tuple
     indices[0] = first
     centroids = points.fetch(indices[:1]).repeat(len(indices), 1)
     potential = points.closer(centroids[:1], None)[0]
-    bits = 62 - math.ceil(math.log2(max(2, points.total)))
     largest = points.ranks.maximum(potential.max() if len(potential) else potential.new_zeros(()))
-    scale = torch.exp2(bits - torch.frexp(largest).exponent.double())
+    scale = draw_scale(largest, points.total)
     together = max(_TRIALS, _TRIAL_BYTES // (8 * points.total))  # the same on all ranks
     for c, trials in enumerate(uniform.tolist(), 1):
         candidates = _draw(points, potential, scale, trials)
@@ -104,6 +104,5 @@ def _draw(points: Points, potential: torch.Tensor, scale: torch.Tensor, uniform:
     thresholds = torch.tensor([int(u * 2.0**53) * total >> 53 for u in uniform]) - before
     here = (thresholds >= 0) & (thresholds < own)
     rows = torch.searchsorted(cumulative, thresholds.to(cumulative.device), right=True).cpu() + points.offset
-    # A rank knows the rows that are its own. Where nothing is left to draw from, the last row stands for all.
-    rows = points.ranks.sum(torch.where(here, rows, 0))
-    return rows if total > 0 else torch.full_like(rows, points.total - 1)
+    # A rank knows the rows that are its own. Where nothing is left to draw, row 0 stands for all.
+    return points.ranks.sum(torch.where(here, rows, 0))

@@ -73,7 +73,8 @@ def lloyd(
     relative_tol : bool
         Whether `tol` counts in mean variances of the features (`points.mean_variance`).
     empty : {'farthest', 'split', 'keep'}
-        What becomes of a cluster without weight: it takes the row farthest from its centroid; it splits a larger
+        What becomes of a cluster without weight: it takes the row farthest from its centroid (where all are at
+        theirs, or that row has no weight, the centroid of the heaviest cluster); it splits a larger
         cluster (`ops.split_empty`); it keeps its centroid.
     seed : int
         Of the draws of 'split'.
@@ -214,7 +215,10 @@ def _relocated(
         rows = points.take(mine)
     weight = None if points.sample_weight is None else points.sample_weight[mine]
     running.move(rows, taken, labels[mine], weight)
-    new = _means(points.total_sums(running), centroids, spherical)
+    sums = points.total_sums(running)
+    new = _means(sums, centroids, spherical)
+    # What is left without weight goes to the heaviest, as in scikit-learn.
+    new = torch.where(sums.total[:, None] == 0, new[sums.total.argmax()], new)
     running.move(rows, labels[mine], taken, weight)
     return new
 

@@ -509,8 +509,10 @@ def find_device(device: torch.device | str) -> torch.device:
         found = torch.device(device)
     except RuntimeError:
         raise ValueError(f"device={device!r} is no device: give 'cpu', 'cuda' or 'cuda:1'") from None
-    if found.type != "cuda":
+    if found.type == "cpu":
         return found
+    if found.type != "cuda":
+        raise ValueError(f"device={device!r}: k-means runs on 'cpu' and 'cuda'")
     if not torch.cuda.is_available():
         raise ValueError(f"device={device!r}, but torch sees no GPU: leave device out")
     return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
@@ -542,13 +544,15 @@ def _open(
         X = _open_file(X)
     if callable(X):
         streamed = Streamed(X, memory, at_least)
-        _check_features(estimator, streamed.n_features, reset)
+        arrays.check_features(estimator, streamed.n_features, reset)
         return streamed
     if isinstance(X, Iterator):
         raise TypeError("X is an iterator, which can be read only once: pass a function that returns one")
     from dcfast.cluster import sparse  # which is made of what is above
 
     answer = arrays.answer_like(X)
+    if isinstance(X, torch.Tensor) and (X.layout != torch.strided or X.is_meta):
+        raise TypeError(f"X is a {X.layout} tensor on {X.device}: expected a dense one with data; use .to_dense()")
     if _needs_no_conversion(estimator, X, min_rows, reset):
         estimator.n_features_in_ = X.shape[1]
     elif not isinstance(X, (torch.Tensor, np.memmap)) and not arrays.is_foreign(X):
@@ -557,7 +561,8 @@ def _open(
             X,
             reset=reset,
             accept_sparse="csr",
-            dtype="numeric",
+            # Whole numbers are widened block by block; text becomes numbers as in scikit-learn.
+            dtype=np.float64 if getattr(getattr(X, "dtype", None), "kind", None) in ("U", "S") else "numeric",
             ensure_min_samples=min_rows,
             ensure_all_finite=False,
         )
@@ -565,7 +570,7 @@ def _open(
         X = torch.from_dlpack(X) if arrays.is_foreign(X) else X
         if len(X.shape) != 2:
             raise ValueError(f"X has shape {tuple(X.shape)}: expected (n_samples, n_features); reshape it")
-        _check_features(estimator, X.shape[1], reset)
+        arrays.check_features(estimator, X.shape[1], reset)
     dtype = arrays.float_dtype(X)
     dtype = dtype if at_least is None else torch.promote_types(dtype, at_least)
     points: Points
@@ -634,16 +639,6 @@ def _open_file(path: str | os.PathLike) -> np.memmap:
     return array
 
 
-def _check_features(estimator: Any, n_features: int, reset: bool) -> None:
-    if reset:
-        estimator.n_features_in_ = n_features
-    elif n_features != estimator.n_features_in_:
-        raise ValueError(
-            f"X has {n_features} features, but {type(estimator).__name__} is expecting "
-            f"{estimator.n_features_in_} features as input."
-        )
-
-
 def parse_memory(max_memory: int | str | None) -> int:
     """Bytes: 2**20 and '1MiB' mean the same; None the default."""
     if max_memory is None:
@@ -702,6 +697,7 @@ def _as_rows(chunk: Any) -> Any:
 
 def _dense(rows: Any, dtype: torch.dtype) -> torch.Tensor:
     if _is_sparse(rows):
+        rows.check_format(full_check=True)  # `toarray` writes wherever an index says
         rows = rows.toarray()
     if isinstance(rows, np.ndarray):
         # NumPy converts what torch has no type for: long doubles, other orders of bytes, negative strides.

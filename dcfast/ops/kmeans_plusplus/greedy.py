@@ -50,7 +50,8 @@ def greedy(
     for numerator in numerators.unbind():
         cumulative = (potential * scale).floor().long().cumsum(0)
         thresholds = share(numerator, cumulative[-1])
-        rows = torch.searchsorted(cumulative, thresholds, right=True).clamp(max=n_rows - 1)
+        rows = torch.searchsorted(cumulative, thresholds, right=True)
+        rows = torch.where(rows < n_rows, rows, 0)  # of which there is none where nothing is left to draw
         closer = torch.minimum(potential, potentials(rows))
         best = exact_sum(closer).argmin(0, keepdim=True)
         potential = closer.index_select(0, best)[0]

@@ -144,7 +144,8 @@ def lloyd(
     relative_tol : bool
         Whether `tol` counts in mean variances of the problem's columns (without weights), as in scikit-learn.
     empty : {'farthest', 'split', 'keep'}
-        What becomes of a cluster without weight: it takes the row farthest from its centroid; it splits a larger
+        What becomes of a cluster without weight: it takes the row farthest from its centroid (where all are at
+        theirs, or that row has no weight, the centroid of the heaviest cluster); it splits a larger
         cluster (`split_empty`); it keeps its centroid.
     seed : Tensor of shape (B,), int64, or int
         Of the draws of 'split'.

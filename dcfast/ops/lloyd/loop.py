@@ -68,6 +68,8 @@ def _run(
             words, counts = _ops.accumulate(x, members, k, weight, *grid)
         total = counts.double() if weight is None else _ops.exact_sum(torch.where(members == own[:, None], weight, 0.0))
         new = _ops.means(words, grid.low, total, centroids)
+        if empty == "farthest" and vacant.numel():
+            new = torch.where(total[:, None] == 0, new[total.argmax()], new)
         if empty == "split" and vacant.numel():
             new, _ = _ops.split_empty(new, counts, seed, torch.full_like(seed, n_iter))
         n_iter += 1
