@@ -104,8 +104,9 @@ def test_a_start_where_rows_tie():
         model = KMeans(4, init=start, n_init=1, max_iter=1, tol=0, max_memory=memory)
         with pytest.warns(ConvergenceWarning, match="distinct clusters"):
             model.fit(chunked(X, 7), sample_weight=weight)
-        # Of the rows at 5, the farthest, numbers 1000 to 1002 are taken, of which one weighs nothing.
-        assert model.cluster_centers_.tolist() == [[2985.0 / 1197], [5.0], [1e9], [5.0]]
+        # Of the rows at 5, the farthest, numbers 1000 to 1002 are taken, of which one weighs nothing: its cluster goes
+        # to the heaviest.
+        assert model.cluster_centers_.tolist() == [[2985.0 / 1197], [5.0], [2985.0 / 1197], [5.0]]
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int64, np.uint8, bool, np.float16, np.longdouble])
