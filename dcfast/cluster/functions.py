@@ -99,7 +99,7 @@ def kmeans_plusplus(
         differences, exact where norms would cancel.
     random_state : int, RandomState instance or None, default=None
         For float64 data the rows are those that scikit-learn chooses, unless a draw falls within rounding of the
-        boundary between two.
+        boundary between two, or two candidates lower the potential by as much.
     n_local_trials : int, optional
         Candidates for each centroid, of which the one that lowers the potential most is taken:
         2 + floor(ln n_clusters) if not given.

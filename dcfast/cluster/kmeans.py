@@ -24,9 +24,11 @@ from dcfast.cluster.ranks import ProcessGroup, Ranks
 class KMeans(BaseKMeans):
     """Exact, reproducible k-means with scikit-learn's interface.
 
-    Labels are the true nearest centroids and centroids the true means (see `dcfast.ops.assign` and
-    `dcfast.ops.accumulate`), so that a run is a pure function of the data, the initial centroids and the seed:
-    the same bits for any number of threads, any instruction set and any backend.
+    Labels are the nearest centroids by squared distances in double, the lower index first where those are equal, and
+    centroids exact sums, rounded and divided (see `dcfast.ops.assign` and `dcfast.ops.means`), so that a run is a pure
+    function of the data, the initial centroids and the seed: the same bits for any number of threads, any instruction
+    set and any backend. Sums are exact where no element of float64 data (times its weight) but zeros is smaller than
+    2^-480 or larger than 2^480 in magnitude; other data is refused.
 
     Parameters
     ----------
@@ -188,7 +190,8 @@ class KMeans(BaseKMeans):
         Raises
         ------
         ValueError
-            If X is not finite or has fewer rows than n_clusters, or if weights or initial centroids do not fit. After
+            If X is not finite, leaves the range above or has fewer rows than n_clusters, or if weights or initial
+            centroids do not fit. After
             an error or an interrupt the estimator is not fitted, even if it was before.
 
         Warns

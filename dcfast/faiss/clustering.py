@@ -46,7 +46,7 @@ class Clustering(ClusteringParameters):
     Notes
     -----
     A row goes to the nearest centroid (`dcfast.ops.assign`) or, with an `IndexFlatIP`, to the one with the largest
-    inner product; a centroid is the exact mean of its rows, rounded once (`dcfast.ops.means`). Empty clusters take half
+    inner product; a centroid is the exact sum of its rows, rounded and divided (`dcfast.ops.means`). Empty clusters take half
     of a larger one, by faiss's own walk. With init_method RANDOM a run starts from the rows that faiss starts from,
     given the same seed, and follows its objective as far as the rounding of faiss allows. As in faiss, a second run
     (nredo) goes on with what the first made of the given centroids. Where n = k the rows are the centroids; of a sample
