@@ -572,6 +572,55 @@ FAULTS = [
         "(grad, weight.transpose(0, 1)",
         "tests/test_winograd_conv2d.py",
     ),
+    Fault(
+        "lloyd: stale centroids are packed when more are distinct",
+        LLOYD,
+        "for (int64_t at = live; at < z.k; ++at) w.packed[at] = -1;",
+        "for (int64_t at = live; at < whole_tiles(live) && at < z.k; ++at) w.packed[at] = -1;",
+        "tests/test_lloyd.py -k coincide",
+    ),
+    Fault(
+        "lloyd: rows that are not finite do not count in the variance",
+        LLOYD,
+        "double(q.n * z.d)",
+        "double(count * z.d)",
+        "tests/test_lloyd.py -k relative",
+    ),
+    Fault(
+        "lloyd: what nothing is left for goes to the lightest",
+        LLOYD,
+        "total[j] > total[heaviest]",
+        "total[j] < total[heaviest]",
+        "tests/test_drop_in.py -k nothing_is_left_for",
+    ),
+    Fault(
+        "sum_grid: a unit too large",
+        ACCUMULATE,
+        "low[i] = exponent - bits;",
+        "low[i] = exponent - bits + 1;",
+        "tests/test_lloyd.py -k grid",
+    ),
+    Fault(
+        "k-means++: a scale past the doubles",
+        "csrc/cpu/kmeans_plusplus.cpp",
+        "bits - exponent < 1023 ? bits - exponent : 1023",
+        "bits - exponent",
+        "tests/test_drop_in.py -k left_to_draw",
+    ),
+    Fault(
+        "faiss: bounds for the rows and not for what they are lengthened to",
+        "dcfast/faiss/clustering.py",
+        "ops.distance_bounds(n, self.queries.shape[1], self.x.device)",
+        "ops.distance_bounds(n, self.x.shape[1], self.x.device)",
+        "tests/test_faiss.py -k every_dimension",
+    ),
+    Fault(
+        "faiss: vectors that are not finite set the norm of the others",
+        "dcfast/faiss/index.py",
+        "torch.where(norms.isfinite(), norms, 0).max()",
+        "norms.max()",
+        "tests/test_faiss.py -k not_finite_or_huge",
+    ),
 ]
 
 

@@ -191,8 +191,7 @@ class KMeans(BaseKMeans):
         ------
         ValueError
             If X is not finite, leaves the range above or has fewer rows than n_clusters, or if weights or initial
-            centroids do not fit. After
-            an error or an interrupt the estimator is not fitted, even if it was before.
+            centroids do not fit. After an error or an interrupt the estimator is not fitted, even if it was before.
 
         Warns
         -----

@@ -46,11 +46,11 @@ class Clustering(ClusteringParameters):
     Notes
     -----
     A row goes to the nearest centroid (`dcfast.ops.assign`) or, with an `IndexFlatIP`, to the one with the largest
-    inner product; a centroid is the exact sum of its rows, rounded and divided (`dcfast.ops.means`). Empty clusters take half
-    of a larger one, by faiss's own walk. With init_method RANDOM a run starts from the rows that faiss starts from,
-    given the same seed, and follows its objective as far as the rounding of faiss allows. As in faiss, a second run
-    (nredo) goes on with what the first made of the given centroids. Where n = k the rows are the centroids; of a sample
-    of k rows too, where faiss takes the first k of all. Each iteration costs O(n k d) operations, and
+    inner product; a centroid is the exact sum of its rows, rounded and divided (`dcfast.ops.means`). Empty clusters
+    take half of a larger one, by faiss's own walk. With init_method RANDOM a run starts from the rows that faiss
+    starts from, given the same seed, and follows its objective as far as the rounding of faiss allows. As in faiss, a
+    second run (nredo) goes on with what the first made of the given centroids. Where n = k the rows are the centroids;
+    of a sample of k rows too, where faiss takes the first k of all. Each iteration costs O(n k d) operations, and
     memory beyond the input is O(n + k d), with an `IndexFlatIP` or a sample a copy of the rows, too.
     """
 
