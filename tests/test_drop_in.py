@@ -222,7 +222,7 @@ def test_where_nothing_is_left_to_draw_row_0_is_chosen_as_by_scikit_learn():
     np.testing.assert_array_equal(kmeans_plusplus(X, 4, random_state=0)[1], expected)
     np.testing.assert_array_equal(kmeans_plusplus(X.astype("float32"), 4, random_state=0)[1], expected)
     # Potentials far below the largest power of two that a double holds are drawn by all the same.
-    small = blobs()[:40] * 1e-138
+    small = blobs()[:40] * 1e-149
     chosen = kmeans_plusplus(small, 8, random_state=0)[1]
     assert len(set(chosen.tolist())) == 8
     chunked = kmeans_plusplus(lambda: iter([small[:30], small[30:]]), 8, random_state=0)[1]
