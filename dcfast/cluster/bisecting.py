@@ -170,7 +170,8 @@ class BisectingKMeans(BaseKMeans):
             found = self._bisect(members, random_state)
             pairs[split] = found.centroids
             sides = [torch.nonzero(found.labels == side)[:, 0] for side in (0, 1)]
-            scores = self._scores(members, found, sides)
+            is_last = split == self.n_clusters - 2
+            scores = [0.0, 0.0] if is_last else self._scores(members, found, sides)
             halves = [leaf.rows[side] for side in sides]
             leaves[chosen : chosen + 1] = [
                 _Leaf(found.centroids[side], rows, n_positive(rows), scores[side], (split, side))
@@ -212,7 +213,8 @@ class BisectingKMeans(BaseKMeans):
         if self.bisecting_strategy == "largest_cluster":
             return [float(rows.shape[0]) for rows in sides]
         distances = points.distances(found.centroids, found.labels, weighted=True)
-        return [float(ops.exact_sum(distances[rows])) for rows in sides]
+        own = torch.arange(2, device=points.device)[:, None]
+        return ops.exact_sum(torch.where(found.labels == own, distances, 0.0)).tolist()
 
     def predict(self, X: Any) -> Any:
         """Label of the leaf that every row of X falls into.
