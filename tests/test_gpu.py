@@ -373,9 +373,12 @@ def test_other_estimators(serving, kind, weighted):
 
 
 def test_whitening():
+    """Products and eigenvectors are torch's, which adds up in another order there."""
     x, _ = make((5000, 40, 2))
     expected = PCAWhiten(16).fit_transform(x)
-    assert bits(PCAWhiten(16).fit_transform(x.to(DEVICE))) == bits(expected)
+    found = PCAWhiten(16).fit_transform(x.to(DEVICE))
+    assert bits(PCAWhiten(16).fit_transform(x.to(DEVICE))) == bits(found)
+    torch.testing.assert_close(found.cpu(), expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"spherical": True}, {"init_method": 2}], ids=str)
@@ -396,7 +399,10 @@ def test_what_serves_a_gpu_is_told():
     facts = info.machine()
     assert torch.cuda.get_device_name(0) in facts["GPU"]
     assert facts["driver"].startswith("CUDA ")
-    assert {backend for backend, _ in info.serving("cuda").values()} <= {"native", "triton"}
+    serving = {op: backend for op, (backend, _) in info.serving("cuda").items()}
+    on_the_cpu_alone = [op for op, backend in serving.items() if backend is None]
+    assert all(op.startswith(("batch_norm_relu_pool", "csr_", "winograd_conv2d")) for op in on_the_cpu_alone)
+    assert set(serving.values()) == {"native", "triton", None}
 
 
 # sobel_conv2d sums in another order than the CPU: it is compared with float64.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 # Below this a part would only start.
 _LEAST = 10.0
-# From an interrupt, on which pytest reports what it has, to the end.
-_GRACE = 8.0
+# From an interrupt, on which pytest reports what it has, to the end: pytest-xdist waits 10 s for its workers first.
+_GRACE = 20.0
 _TAIL = 2000
 
 

@@ -30,7 +30,7 @@ def on_device(blocks: Iterator[Block], device: torch.device) -> Iterator[Block]:
     waiting: tuple[slice, _Lane, int] | None = None
     for number, (at, rows) in enumerate(blocks):
         if len(lanes) < 2:
-            lanes.append(_Lane(lanes[0].pinned if lanes else rows, device))
+            lanes.append(_Lane(lanes[0].pinned if lanes else rows, computes))
         lane = lanes[number % 2]
         lane.send(rows, copies)
         # Only now, so that the copy of this block is under way while the caller works on the one before it.
@@ -44,10 +44,12 @@ def on_device(blocks: Iterator[Block], device: torch.device) -> Iterator[Block]:
 class _Lane:
     """A pinned buffer and one on the device, as large as a block, and what is known of who uses them."""
 
-    def __init__(self, like: torch.Tensor, device: torch.device) -> None:
+    def __init__(self, like: torch.Tensor, computes: torch.cuda.Stream) -> None:
         self.pinned = torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
-        self.arriving = torch.empty(like.shape, dtype=like.dtype, device=device)
+        self.arriving = torch.empty(like.shape, dtype=like.dtype, device=computes.device)
         self.sent, self.used = torch.cuda.Event(), torch.cuda.Event()
+        # The allocator may give memory that kernels of an earlier pass are still to read.
+        self.used.record(computes)
 
     def send(self, rows: torch.Tensor, copies: torch.cuda.Stream) -> None:
         """Copy the rows; the host waits until the block before the last has left the pinned buffer."""

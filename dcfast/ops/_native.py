@@ -110,7 +110,7 @@ def empty(
 
 def pointer(tensor: torch.Tensor | None, start: int = 0) -> int:
     """The address of row `start`; 0 for no tensor."""
-    return 0 if tensor is None else tensor[start:].data_ptr()
+    return 0 if tensor is None else (tensor[start:] if start else tensor).data_ptr()
 
 
 def with_adjacent_columns(x: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import importlib
 import importlib.util
@@ -57,7 +56,8 @@ class Choice:
 
 
 ops: dict[str, Op] = {}
-_override: contextvars.ContextVar[str | None] = contextvars.ContextVar("dcfast_backend", default=None)
+# Of the whole process, since autograd runs backward passes on a GPU in threads of its own.
+_override: str | None = None
 
 
 def why_not(op: Op, backend: str, device: str, installed: Installed) -> str | None:
@@ -133,7 +133,7 @@ def installed(cuda_index: int | None = None) -> Installed:
 
 def requested() -> str | None:
     """The backend asked for by `backend(...)` or else by DCFAST_BACKEND."""
-    return _override.get() or _checked(os.environ.get("DCFAST_BACKEND") or None, "DCFAST_BACKEND")
+    return _override or _checked(os.environ.get("DCFAST_BACKEND") or None, "DCFAST_BACKEND")
 
 
 def _checked(name: str | None, source: str) -> str | None:
@@ -144,18 +144,19 @@ def _checked(name: str | None, source: str) -> str | None:
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Serve every op inside the `with` block by `name`: 'native', 'triton' or 'reference'.
+    """Serve every op inside the `with` block, of all threads, by `name`: 'native', 'triton' or 'reference'.
 
     Raises
     ------
     ValueError
         If there is no backend of that name. An op that it cannot serve raises RuntimeError when it is called.
     """
-    token = _override.set(_checked(name, "backend"))
+    global _override
+    before, _override = _override, _checked(name, "backend")
     try:
         yield
     finally:
-        _override.reset(token)
+        _override = before
 
 
 @functools.cache
