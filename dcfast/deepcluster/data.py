@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,9 @@ class FolderSource:
     """The images under a folder, sorted by name.
 
     One sub-folder per class gives labels (the layout of torchvision's ImageFolder); images that lie in the folder
-    itself make it flat, and have none. Labels are only ever reported.
+    itself make it flat, and have none. Labels are only ever reported. Links are followed, and every folder counts once:
+    by the path of the fewest folders, the first of them in alphabetical order. Pixels are taken as the file stores
+    them, like torchvision does: an orientation in its EXIF data is ignored.
 
     Parameters
     ----------
@@ -113,13 +116,19 @@ class FolderSource:
         self._class_index = {name: index for index, name in enumerate(classes)}
 
     def _find(self) -> list[str]:
-        found = []
-        for folder, folders, files in os.walk(self._root, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            parent = Path(folder).relative_to(self._root)
+        found, seen, waiting = [], set(), deque([self._root])
+        while waiting:
+            folder = waiting.popleft()
+            status = folder.stat()
+            # A link may lead to a folder above it, or to one that other paths reach too.
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            _, folders, files = next(os.walk(folder), ("", [], []))  # a folder that may not be read holds nothing
+            waiting.extend(folder / name for name in sorted(folders) if not name.startswith("."))
             for name in files:
                 if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
-                    found.append((parent / name).as_posix())
+                    found.append((folder / name).relative_to(self._root).as_posix())
         return found
 
     def item(self, index: int) -> tuple[Image.Image, int]:

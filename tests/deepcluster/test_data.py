@@ -63,6 +63,22 @@ def test_flat_folder_has_no_labels(tmp_path):
     assert all(data.eval_image(i).shape == (3, 8, 8) for i in range(4))
 
 
+def test_every_folder_counts_once_however_links_lead_to_it(folder):
+    before = FolderSource(folder).names
+    (folder / "cat" / "up").symlink_to("..")
+    (folder / "dog" / "up").symlink_to("..")
+    (folder / "cat" / "friends").symlink_to(folder / "dog")  # deeper than dog itself, if earlier in the alphabet
+    (folder / "wolf").symlink_to("dog")  # as deep as dog, and later
+    assert FolderSource(folder).names == before
+
+
+def test_links_to_folders_elsewhere_are_followed(folder, tmp_path_factory):
+    linked = tmp_path_factory.mktemp("linked")
+    (linked / "feline").symlink_to(folder / "cat")
+    assert FolderSource(linked).names == ["feline/a.jpg", "feline/b.png"]
+    assert FolderSource(linked).class_names == ["feline"]
+
+
 def test_sixteen_bit_greys_keep_their_range(tmp_path):
     grey = np.linspace(0, 65535, 100).astype(np.uint16).reshape(10, 10)
     Image.fromarray(grey).save(tmp_path / "deep.png")
