@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dcfast.deepcluster.keyed import Stream, uniform_rows
+from dcfast.deepcluster.loader import Loader
 from dcfast.deepcluster.regions import Box, Regions, regions
 
 if TYPE_CHECKING:
@@ -182,11 +182,6 @@ class RandomCrops(torch.utils.data.Dataset[Tensor | Regions]):
         return _crops(images, boxes, flips, self._data.image_size, self._on_device)
 
 
-def _spared(worker: int) -> None:
-    # A terminal's Ctrl-C reaches all processes; the one that trains ends the others when it is done with them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 class Batches:
     """The batches in order, uint8 (batch, 3, S, S) on a device, made by worker processes (0: by this one).
 
@@ -208,16 +203,7 @@ class Batches:
 
     def __init__(self, crops: torch.utils.data.Dataset[Tensor | Regions], workers: int, device: torch.device) -> None:
         self._device = device
-        self._loader = torch.utils.data.DataLoader(
-            crops,
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=_spared if workers else None,
-            # The loader numbers its workers' generators with a draw; nothing here reads them, and the caller's stay
-            # put.
-            generator=torch.Generator(),
-        )
+        self._loader = Loader(crops, workers, pin_memory=device.type == "cuda")
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[Tensor]:

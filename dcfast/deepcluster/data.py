@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
+import reprlib
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +22,7 @@ from sklearn.datasets import load_digits
 from dcfast.deepcluster.cache import CachedImages, CacheLayout, Checked, Stamp, open_cache, write_cache
 from dcfast.deepcluster.crops import centre_box, resized
 from dcfast.deepcluster.keyed import Stream, generator
+from dcfast.deepcluster.loader import Loader
 
 __all__ = [
     "DatasetSource",
@@ -26,6 +30,7 @@ __all__ = [
     "FolderSource",
     "ImageData",
     "Source",
+    "Unreadable",
     "check_images",
     "describe_source",
     "open_source",
@@ -37,12 +42,27 @@ NO_LABEL = -1
 # What Pillow raises for files that are truncated, mislabelled, hostile or no images at all.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
+# Values of white in pictures whose pixels are not bytes.
+_WHITES = (1, 255, 65535)
+
+
+class Unreadable(OSError):
+    """An image that cannot be decoded; the message says why, not which."""
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    try:
+        yield
+    except DECODE_ERRORS as error:
+        raise Unreadable(f"{type(error).__name__}: {error}") from error
+
 
 class Source(Protocol):
     """A numbered collection of images, before anybody has looked whether they decode.
 
-    ``item(i)`` returns the RGB image and its label, -1 where it has none; it raises one of `DECODE_ERRORS` for an
-    image that cannot be read. ``stamp(i)`` changes where the image or its label does; None if only decoding tells.
+    ``item(i)`` returns the RGB image and its label, -1 where it has none; it raises `Unreadable` for an image that
+    cannot be decoded. ``stamp(i)`` changes where the image or its label does; None if only decoding tells.
     """
 
     kind: str
@@ -134,7 +154,7 @@ class FolderSource:
     def item(self, index: int) -> tuple[Image.Image, int]:
         """Decode image ``index``."""
         name = self.names[index]
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _decoding():
             # Pillow warns of odd metadata in files that it reads well; what it cannot read, it raises for.
             warnings.simplefilter("ignore")
             with Image.open(self._root / name) as image:
@@ -157,7 +177,7 @@ class DatasetSource:
     """A torch Dataset that yields an image, or an image and its label.
 
     An image is a PIL image, a uint8 array (H, W), (H, W, 1) or (H, W, 3), or a tensor (C, H, W) with one or three
-    channels, uint8 or floating in 0..1. Labels are integers; negative ones mean "unknown".
+    channels, uint8 or floating in 0..1. Labels are integers; negative ones and None mean "unknown".
     """
 
     kind = "dataset"
@@ -178,12 +198,26 @@ class DatasetSource:
         self.class_names = [str(name) for name in getattr(dataset, "classes", [])]
 
     def item(self, index: int) -> tuple[Image.Image, int]:
-        """Fetch item ``index`` and turn its image into an RGB one."""
-        item = self.dataset[index]
-        label = NO_LABEL
-        if isinstance(item, tuple | list):
-            item, label = item[0], max(NO_LABEL, int(item[1]))
-        return _to_image(item), label
+        """Fetch item ``index`` and turn its image into an RGB one.
+
+        Raises
+        ------
+        Unreadable
+            If the data set fails to decode it.
+        TypeError, ValueError
+            If the item is no image, or none whose range of values is known, or its label is no integer.
+        """
+        with _decoding():
+            item = self.dataset[index]
+        what = f"item {index} of the dataset {self.location}"
+        image, label = (*item[:2], None)[:2] if isinstance(item, tuple | list) and item else (item, None)
+        try:
+            number = NO_LABEL if label is None else max(NO_LABEL, operator.index(label))
+        except TypeError:
+            raise TypeError(
+                f"the label of {what} is {_described(label)}: give the number of its class, or None where it is unknown"
+            ) from None
+        return _to_image(image, what), number
 
     def stamp(self, index: int) -> Stamp:
         """Return None: a data set may yield anything."""
@@ -191,30 +225,58 @@ class DatasetSource:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16-bit greys: Pillow's own conversion clips them at 255, which makes nearly all of them white.
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    """Return the image with a byte per colour.
+
+    Pillow's own conversion cuts wide greys off at 255. Those of 16 bits keep the upper 8; whole numbers of 32 bits and
+    floats do not say which value is white: it is the least of 1, 255 and 65,535 that none of the image's exceeds.
+    """
+    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+        return image.convert("RGB")
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= _WHITES[-1]:
+        raise ValueError(f"its greys go from {low:g} to {high:g}: scale them to 0..1, 0..255 or 0..65535")
+    # Of 32 bits are also the images that Pillow makes of portable greymaps with 16.
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    white = _WHITES[-1] if deep else next(white for white in _WHITES if high <= white)
+    grey = values // 256 if white == _WHITES[-1] else np.rint(values * (255 / white))
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
-def _to_image(item: object) -> Image.Image:
+def _to_image(item: object, what: str) -> Image.Image:
     if isinstance(item, Image.Image):
-        return _to_rgb(item)
+        with _decoding():  # Pillow reads a file's pixels when they are asked for
+            return _to_rgb(item)
+    pixels = item
     if isinstance(item, torch.Tensor):
-        if item.ndim != 3 or item.shape[0] not in (1, 3):
-            raise TypeError(f"an image tensor must be (1, H, W) or (3, H, W), got {tuple(item.shape)}")
+        if item.ndim != 3 or item.shape[0] not in (1, 3) or not item.numel():
+            raise TypeError(f"{what} is {_described(item)}: an image tensor must be (1, H, W) or (3, H, W)")
         if item.is_floating_point():
+            low, high = (float(value) for value in item.aminmax())
+            # Scaling with antialiasing and back may leave the range by a rounding: less than half a byte's step.
+            if not -1 / 510 < low <= high < 1 + 1 / 510:
+                raise ValueError(
+                    f"{what} is a floating tensor with values from {low:g} to {high:g}, not in 0..1: divide by 255, or "
+                    "leave normalisation out, which is the network's"
+                )
             item = (item.clamp(0, 1) * 255).round().to(torch.uint8)
-        item = item.permute(1, 2, 0).cpu().numpy()
-    if isinstance(item, np.ndarray) and item.dtype == np.uint8:
-        if item.ndim == 3 and item.shape[2] == 1:
-            item = item[:, :, 0]
-        if item.ndim == 2 or (item.ndim == 3 and item.shape[2] == 3):
-            return Image.fromarray(np.ascontiguousarray(item)).convert("RGB")
+        pixels = item.permute(1, 2, 0).cpu().numpy()
+    if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8:
+        if pixels.ndim == 3 and pixels.shape[2] == 1:
+            pixels = pixels[:, :, 0]
+        if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3):
+            return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
     raise TypeError(
-        "a dataset must yield PIL images, uint8 arrays (H, W[, 3]) or tensors (C, H, W), alone or with a label, "
-        f"got {type(item).__name__}"
+        f"{what} is {_described(item)}: a dataset must yield PIL images, uint8 arrays (H, W[, 3]) or tensors (C, H, W) "
+        "of uint8 or floats in 0..1, alone or with a label"
     )
+
+
+def _described(value: Any) -> str:
+    """Say in a few words what a value is that was not expected."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{type(value).__name__} of {value.dtype} {tuple(value.shape)}"
+    return f"{type(value).__name__} {' '.join(reprlib.repr(value).split())}"
 
 
 def open_source(data: str | os.PathLike[str] | torch.utils.data.Dataset[Any]) -> Source:
@@ -278,9 +340,23 @@ class ImageData:
         return 1 if self.cache is not None and self.cache.layout.grey else 3
 
     def image(self, index: int) -> Image.Image:
-        """Return usable image ``index``: decoded in its own size, or as the cache has it."""
+        """Return usable image ``index``: decoded in its own size, or as the cache has it.
+
+        Raises
+        ------
+        OSError
+            If it cannot be read any more.
+        """
         number = int(self.indices[index])
-        return self.source.item(number)[0] if self.cache is None else self.cache.image(number)
+        if self.cache is not None:
+            return self.cache.image(number)
+        try:
+            return self.source.item(number)[0]
+        except Unreadable as error:
+            raise OSError(
+                f"image {_shown(self.source.names[number])} of {self.source.location}, which could be read before, "
+                f"cannot be any more ({error}): bring it back as it was and go on, or start a new run without it"
+            ) from error
 
     def eval_image(self, index: int) -> torch.Tensor:
         """Return the centre crop of image ``index``: uint8 (channels, image_size, image_size)."""
@@ -310,8 +386,8 @@ class _Check(torch.utils.data.Dataset[list[Checked]]):
     def _look(self, index: int) -> Checked:
         try:
             image, label = self._source.item(index)
-        except DECODE_ERRORS as error:
-            return Checked(b"", NO_LABEL, 0, f"{type(error).__name__}: {error}")
+        except Unreadable as error:
+            return Checked(b"", NO_LABEL, 0, str(error))
         digest = hashlib.blake2b(f"{image.size} {label} ".encode(), digest_size=16)
         digest.update(image.tobytes())
         pixels = None if self._layout is None else self._layout.pixels(image)
@@ -354,7 +430,10 @@ def check_images(
     Raises
     ------
     ValueError
-        If no image can be decoded, or the file named as the cache is none, or one of another layout.
+        If no image can be decoded, or the file named as the cache is none, or one of another layout; or a Dataset's
+        item is out of range.
+    TypeError
+        If a Dataset's item is no image, or its label no integer.
     OSError
         If the cache does not fit on its disk.
 
@@ -380,7 +459,7 @@ def check_images(
         name = source.names[index]
         if checked.error:
             corrupt.append(name)
-            warnings.warn(f"skipped {name}: {checked.error}", stacklevel=2)
+            warnings.warn(f"skipped {_shown(name)}: {checked.error}", stacklevel=2)
             continue
         good.append(index)
         total.update(name.encode() + b"\0" + checked.digest)
@@ -403,10 +482,7 @@ def check_images(
 def _look(
     source: Source, candidates: np.ndarray, workers: int, advance: Callable[[int], None], layout: CacheLayout | None
 ) -> Iterator[Checked]:
-    loader = torch.utils.data.DataLoader(
-        _Check(source, candidates, chunk=64, layout=layout), batch_size=None, num_workers=workers, collate_fn=_as_is
-    )
-    for chunk in loader:
+    for chunk in Loader(_Check(source, candidates, chunk=64, layout=layout), workers):
         yield from chunk
         advance(len(chunk))
 
@@ -417,8 +493,9 @@ def _subset(n_images: int, limit: int | None, seed: int) -> np.ndarray:
     return np.sort(generator(seed, Stream.SUBSET).permutation(n_images)[:limit])
 
 
-def _as_is(chunk: list[Checked]) -> list[Checked]:
-    return chunk
+def _shown(name: str) -> str:
+    """Return a name on one line, whatever it holds."""
+    return repr(name)[1:-1]
 
 
 def describe_source(data: ImageData) -> dict[str, Any]:

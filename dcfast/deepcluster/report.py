@@ -18,7 +18,7 @@ from PIL import Image
 
 from dcfast.deepcluster.charts import bar_chart, line_chart, size_chart, stacked_chart
 from dcfast.deepcluster.config import CUSTOM
-from dcfast.deepcluster.data import DECODE_ERRORS, ImageData
+from dcfast.deepcluster.data import ImageData, Unreadable
 from dcfast.deepcluster.filters import first_filters, gradient_tiles, image_filters, mosaic
 from dcfast.deepcluster.metrics import cluster_sizes
 from dcfast.deepcluster.page import number, page
@@ -319,7 +319,7 @@ def _thumbnail(data: ImageData, index: int) -> str:
     name = data.source.names[data.indices[index]]
     try:
         return _image(data.thumbnail(index, THUMBNAIL), name, "thumb", name)
-    except DECODE_ERRORS as error:
+    except Unreadable as error:
         return f'<span class="gone" title="{escape(name)}: {escape(str(error))}">unreadable</span>'
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dcfast.deepcluster.crops import Batches, CentreCrops, RandomCrops, centre_box, random_box, resized
 from dcfast.deepcluster.data import DatasetSource, FolderSource, check_images, open_source
+from dcfast.deepcluster.loader import Loader
 
 
 def _write(path, seed=0, size=(20, 30), mode="RGB"):
@@ -84,6 +85,88 @@ def test_sixteen_bit_greys_keep_their_range(tmp_path):
     Image.fromarray(grey).save(tmp_path / "deep.png")
     pixels = np.asarray(_check(FolderSource(tmp_path)).image(0))
     np.testing.assert_array_equal(pixels, (grey >> 8).astype(np.uint8)[:, :, None].repeat(3, 2))
+
+
+@pytest.mark.parametrize("white", [1, 255, 65535])
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_wide_greys_keep_the_range_that_they_use(tmp_path, white, dtype):
+    share = np.arange(256).reshape(16, 16) / 255
+    grey = (share > 0.5 if white == 1 and dtype == np.int32 else share * white).astype(dtype)
+    Image.fromarray(grey).save(tmp_path / "wide.tif")
+    pixels = np.asarray(_check(FolderSource(tmp_path)).image(0))[:, :, 0].astype(float)
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    assert np.abs(pixels - grey * (255.0 / white)).max() <= 1
+
+
+def test_sixteen_bits_are_never_taken_for_eight(tmp_path):
+    dark = np.arange(256).astype(np.uint16).reshape(16, 16)
+    for name in ("dark.png", "dark.pgm", "dark.tif"):
+        Image.fromarray(dark).save(tmp_path / name)
+    data = _check(FolderSource(tmp_path))
+    assert not any(np.asarray(data.image(index)).any() for index in range(3))
+
+
+@pytest.mark.parametrize("value", [-1.0, 65536.0, np.nan])
+def test_greys_without_a_scale_are_skipped(tmp_path, value):
+    _write(tmp_path / "a.png")
+    Image.fromarray(np.array([[value, 1.0]], np.float32)).save(tmp_path / "b.tif")
+    with pytest.warns(UserWarning, match=r"skipped b\.tif: ValueError: its greys go from .* scale them to 0..1"):
+        assert len(_check(FolderSource(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_cannot_be_read_any_more_are_named(folder, workers):
+    data = _check(FolderSource(folder))
+    data.image_size = 8
+    whole = (folder / "cat" / "b.png").read_bytes()
+    for change in (lambda path: path.write_bytes(whole[:60]), lambda path: path.unlink()):
+        change(folder / "cat" / "b.png")
+        with pytest.raises(OSError, match=r"^image cat/b\.png of .*cannot be any more .*: bring it back") as raised:
+            list(Batches(CentreCrops(data, 2), workers, torch.device("cpu")))
+        assert str(folder) in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_name_of_several_lines_is_shown_on_one(tmp_path):
+    _write(tmp_path / "good\nname.png")
+    (tmp_path / "bad\nn\xe4me.png").write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"skipped bad\\nn\xe4me\.png: [^\n]*$"):
+        data = _check(FolderSource(tmp_path))
+    assert data.names == ["good\nname.png"]
+
+
+class Failing(torch.utils.data.Dataset):
+    """Raises for its second item."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        if index:
+            raise self.error
+        return PIXELS
+
+
+class Stubborn(RuntimeError):
+    """Cannot be made again from its arguments, as unpickling does."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_come_from_workers_as_they_were_raised(workers):
+    for error in (KeyError("a"), FloatingPointError("b"), MemoryError("c")):
+        with pytest.raises(type(error)) as raised:
+            list(Loader(Failing(error), workers))
+        assert raised.value.args == error.args
+    with pytest.raises(TypeError, match=r"^item 1 of the dataset list is int 3: "):
+        _check(DatasetSource([PIXELS, 3]), workers=workers)
+    with pytest.raises(RuntimeError, match=r"^(Stubborn: )?no such$"):
+        list(Loader(Failing(Stubborn("no", "such")), workers))
 
 
 def test_corrupt_files_are_named_and_skipped(folder):
@@ -163,10 +246,46 @@ def test_any_dataset(kind, expected):
 
 
 def test_a_dataset_of_something_else_is_refused():
-    with pytest.raises(TypeError, match="got str"):
+    with pytest.raises(TypeError, match="item 0 of the dataset list is str 'an image'"):
         _check(DatasetSource(["an image"]))
     with pytest.raises(TypeError, match="must be \\(1, H, W\\)"):
         _check(DatasetSource([torch.zeros(2, 4, 4)]))
+    with pytest.raises(TypeError, match=r"is Tensor of torch.int64 \(3, 4, 4\): .* uint8 or floats in 0..1"):
+        _check(DatasetSource([torch.zeros(3, 4, 4, dtype=torch.int64)]))
+    with pytest.raises(TypeError, match="item 0 of the dataset list is tuple"):
+        _check(DatasetSource([()]))
+
+
+PIXELS = np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize("label", ["cat", 1.0, [0, 1], np.eye(10)[3], torch.eye(10)[3]], ids=str)
+def test_labels_that_are_no_numbers_of_classes_are_refused(label):
+    with pytest.raises(TypeError, match=r"the label of item 1 of the dataset list is .*: give the number") as raised:
+        _check(DatasetSource([(PIXELS, 0), (PIXELS, label)]))
+    assert "\n" not in str(raised.value)
+
+
+def test_items_without_a_label():
+    items = [(PIXELS,), (PIXELS, None), [PIXELS], (PIXELS, -5), (PIXELS, np.int64(2)), (PIXELS, 1, "more")]
+    assert _check(DatasetSource(items)).labels.tolist() == [-1, -1, -1, -1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 255.0), (-2.1, 2.6), (0.0, 1.01), (-0.01, 1.0), (0.0, np.nan), (0.0, np.inf)]
+)
+def test_floats_outside_their_range_are_refused(low, high):
+    image = torch.linspace(0, 1, 48).reshape(3, 4, 4)
+    image[0, 0, 0], image[0, 0, 1] = low, high
+    with pytest.raises(ValueError, match=r"values from \S+ to \S+, not in 0..1: divide by 255, or leave norm"):
+        _check(DatasetSource([image]))
+
+
+def test_floats_may_leave_their_range_by_a_rounding():
+    image = torch.full((1, 2, 2), 1 + 1e-6)
+    image[0, 0, 0] = -1e-6
+    pixels = np.asarray(_check(DatasetSource([image.half(), image])).image(1))
+    assert (pixels.min(), pixels.max()) == (0, 255)
 
 
 def test_the_centre():
@@ -245,6 +364,7 @@ def test_reading_images_draws_from_no_global_generator():
         warnings.simplefilter("error")
         crops = RandomCrops(data, np.arange(10), 4, seed=0, epoch=0, min_crop=0.5, flip=True)
         for workers in (0, 1):
+            _check(open_source("digits"), limit=10, workers=workers)
             list(Batches(crops, workers, torch.device("cpu")))
     assert torch.equal(torch.get_rng_state(), states[0])
     np.testing.assert_array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
