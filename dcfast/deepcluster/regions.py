@@ -15,6 +15,8 @@ __all__ = ["Regions", "regions"]
 
 Box = tuple[float, float, float, float]
 
+_CHUNK_BYTES = 2**26  # of pixels in float64 at once: a photograph in colour, or a batch of small images
+
 _UNIT = 2.0**22  # of weights; Pillow's is the same
 
 
@@ -58,15 +60,26 @@ class Regions(NamedTuple):
         then along the columns. The weights are whole multiples of 2^-22, so that all sums are of whole numbers below
         2^31, exact in float64 in any order: the same crops on every device, in every batch. Pillow's own differ by 1
         here and there, and some versions scale tall images along the columns first, which rounds a quarter of the
-        values otherwise. O(N C size W (H + size)) operations.
+        values otherwise. O(N C size W (H + size)) operations, for a few images at a time: beside what comes and goes,
+        memory for the larger of 64 MiB and one image in float64.
         """
+        at_once = max(1, _CHUNK_BYTES // (8 * self.pixels[0].numel()))
+        parts = zip(*(one.split(at_once) for one in self[:4]), strict=True)
+        crops = torch.cat(
+            [
+                Regions(pixels, corners, boxes, flips, self.size)._scaled_at_once()
+                for pixels, corners, boxes, flips in parts
+            ]
+        )
+        return crops.contiguous(memory_format=torch.channels_last)
+
+    def _scaled_at_once(self) -> Tensor:
         left, top, right, bottom = self.boxes.T
         columns = _weights(left, right, self.corners[:, 0], self.corners[:, 2], self.pixels.shape[3], self.size)
         rows = _weights(top, bottom, self.corners[:, 1], self.corners[:, 3], self.pixels.shape[2], self.size)
         narrow = _rounded(self.pixels.double() @ columns.mT[:, None])
         crops = _rounded(rows[:, None] @ narrow).to(torch.uint8)
-        crops = torch.where(self.flips[:, None, None, None], crops.flip(3), crops)
-        return crops.contiguous(memory_format=torch.channels_last)
+        return torch.where(self.flips[:, None, None, None], crops.flip(3), crops)
 
 
 def _weights(first: Tensor, end: Tensor, start: Tensor, stop: Tensor, length: int, size: int) -> Tensor:

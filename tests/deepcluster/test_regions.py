@@ -64,6 +64,20 @@ def test_a_crop_does_not_depend_on_its_batch():
         assert torch.equal(regions(images[one], boxes[one], flips[one], size).scaled(), together[one])
 
 
+def test_a_batch_is_scaled_in_parts_that_bound_its_memory(monkeypatch):
+    images, boxes, flips, size = batch(SHAPES["grey photographs"], 10)
+    parts = regions(images, boxes, flips, size)
+    together, at_once, sizes = parts.scaled(), Regions._scaled_at_once, []
+    monkeypatch.setattr(Regions, "_scaled_at_once", lambda self: sizes.append(len(self.flips)) or at_once(self))
+    for room, expected in ((4, [4, 4, 2]), (0, [1] * 10), (99, [10])):
+        monkeypatch.setattr("dcfast.deepcluster.regions._CHUNK_BYTES", 8 * room * parts.pixels[0].numel())
+        found = parts.scaled()
+        assert torch.equal(found, together)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert sizes == expected
+        sizes.clear()
+
+
 @pytest.mark.gpu
 def test_a_crop_does_not_depend_on_the_device():
     for shapes in SHAPES.values():
