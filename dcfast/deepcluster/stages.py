@@ -33,6 +33,11 @@ __all__ = ["Clustering", "check_ranks", "cluster_features", "extract_features", 
 
 NOISE = -1  # scikit-learn's label of points that belong to no cluster
 
+# Images per principal component, at least. N - 1 whitened directions of N points put all of them equally far apart,
+# whatever the features are. With d of them the mean squared cosine of two points is (1 - d / N) / d, against 1 / d for
+# directions that nothing ties together: with a quarter of N, three quarters of what tells points apart are left.
+_IMAGES_PER_COMPONENT = 4
+
 _SHOW_EVERY = 10  # steps between looks at the loss, each of which waits for the device
 # Rows of features that PCA is given at once: whole blocks of its own (see `dcfast.cluster.whiten`), so that its bits do
 # not depend on where the features are.
@@ -160,6 +165,9 @@ def cluster_features(
 ) -> Clustering:
     """Reduce, whiten and normalise the features, and cluster them.
 
+    At most one principal component per four images is kept: with about as many as images all of these are equally far
+    apart.
+
     Parameters
     ----------
     features : Tensor of shape (N, d), float32
@@ -193,8 +201,7 @@ def cluster_features(
     start = time.perf_counter()
     device = torch.device(config.device)
     with display.stage("pca", 2 * own) as advance:
-        # N points span at most N - 1 dimensions once their mean is gone.
-        n_components = max(1, min(config.pca, n_images - 1, dim))
+        n_components = min(config.pca, max(1, n_images // _IMAGES_PER_COMPONENT), dim)
 
         def chunks() -> Iterator[Tensor]:
             for rows in features.split(_PCA_ROWS):
@@ -281,6 +288,9 @@ def train_epoch(
 ) -> float:
     """Train on one epoch's images, their clusters being the targets.
 
+    Batch normalisation learns nothing from a single image, and refuses it where its maps have one pixel: an image that
+    would be the last batch by itself is left out, and one that would be the last part of a batch joins the part before.
+
     Parameters
     ----------
     model, top_layer
@@ -324,6 +334,8 @@ def train_epoch(
     ranks = ranks or Ranks()
     device = top_layer.weight.device
     batch_size = _required(config.batch_size)
+    if batch_size > 1 and len(order) > 1 and len(order) % batch_size == 1:
+        order = order[:-1]
     network = _shared(nn.Sequential(model, top_layer), config, ranks)
     crops = RandomCrops(
         data,
@@ -360,7 +372,8 @@ def train_epoch(
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate(epoch + step / len(crops))
                 optimizer.zero_grad(set_to_none=True)
-            parts = list(zip(images.split(_part(config, ranks)), target.split(_part(config, ranks)), strict=True))
+            sizes_of_parts = _parts(len(images), _part(config, ranks))
+            parts = list(zip(images.split(sizes_of_parts), target.split(sizes_of_parts), strict=True))
             for number, (part, aim) in enumerate(parts):
                 position = (step * config.accumulate + number) * ranks.size + ranks.rank
                 with contextlib.ExitStack() as stack:
@@ -415,6 +428,14 @@ def _part(config: TrainConfig, ranks: Ranks | None = None) -> int:
     """Images that pass through the network at once."""
     own = -(-_required(config.batch_size) // (1 if ranks is None else ranks.size))
     return -(-own // config.accumulate)
+
+
+def _parts(n_images: int, size: int) -> list[int]:
+    """Return how many images each part of a batch has, none of them a single one if that can be."""
+    sizes = [min(size, n_images - start) for start in range(0, n_images, size)]
+    if size > 1 and len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [size + 1]
+    return sizes
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -8,11 +8,11 @@ import sklearn.cluster
 import torch
 from support.training import Silent, assert_same_bits, no_report, train  # noqa: F401 - a fixture for all tests here
 
-from dcfast import ops
+from dcfast import PCAWhiten, ops
 from dcfast.cluster.ranks import Ranks
 from dcfast.deepcluster import TrainConfig, load_run, resume, stages
 from dcfast.deepcluster import trainer as trainer_module
-from dcfast.deepcluster.metrics import cluster_sizes, moved_points, settled
+from dcfast.deepcluster.metrics import cluster_sizes, moved_points, nmi, settled
 from dcfast.deepcluster.report import write_report
 from dcfast.deepcluster.rundir import RunDir
 from dcfast.deepcluster.sampler import plain_order, uniform_order
@@ -123,6 +123,34 @@ def test_a_warm_start_begins_with_the_means_of_the_new_features(monkeypatch):
     assert torch.cdist(init[3:], init[:3]).min() < 0.01 < torch.cdist(init[:1], init[1:3]).min()
 
 
+@pytest.mark.parametrize("n", [2, 3, 8, 40])
+def test_few_images_keep_fewer_components_than_tie_them_together(n, monkeypatch):
+    """Whitened to as many components as they span, points are equally far apart, and no clustering means anything."""
+    features = torch.randn(n, 64, generator=torch.Generator().manual_seed(0))
+    fitted = []
+
+    class Spy(stages.PCAWhiten):
+        def fit(self, X, **options):
+            fitted.append(self)
+            return super().fit(X, **options)
+
+    monkeypatch.setattr(stages, "PCAWhiten", Spy)
+    config = TrainConfig(n_clusters=2, pca=256).resolve(n, 16, "digits")
+    stages.cluster_features(features, config, 0, Silent())
+    assert fitted[0].n_components == max(1, n // 4)
+    if n == 40:
+        others = ~torch.eye(n, dtype=torch.bool)
+        few, every = (pca.transform(features) for pca in (fitted[0], PCAWhiten(n - 1).fit(features)))
+        assert (every @ every.T)[others].std() < 1e-4 < 0.2 < (few @ few.T)[others].std()
+
+
+def test_clusters_of_few_images_are_those_of_the_features():
+    features, labels = _features()
+    config = TrainConfig(n_clusters=4, pca=256).resolve(80, 16, "digits")
+    found = stages.cluster_features(torch.cat([features, torch.zeros(80, 90)], 1), config, 0, Silent())
+    assert nmi(labels, found.assignments) > 0.5
+
+
 def test_warm_starts_move_fewer_images(tmp_path):
     cold, warm = (
         train(tmp_path / str(flag), warm_start=flag, limit=100, n_clusters=10, epochs=2) for flag in (False, True)
@@ -153,6 +181,9 @@ def test_the_objective_is_that_of_k_means(tmp_path):
 
 class Thirds:
     """Three clusters, numbered with a gap, and every third point noise."""
+
+    def fit(self, points):
+        return self
 
     def fit_predict(self, points):
         return np.arange(len(points)) % 3 - 1 + 5 * (np.arange(len(points)) % 6 == 5)
@@ -187,6 +218,10 @@ def test_orders_without_noise_only():
         ({"clusterer": "Nothing"}, "clusterer='Nothing' is no class with fit_predict"),
         ({"clusterer": "sklearn.cluster.k_means"}, "is no class with fit_predict"),
         ({"clusterer": "nowhere.KMeans"}, "No module named 'nowhere'"),
+        ({"clusterer": "..KMeans"}, r"clusterer='\.\.KMeans': no dotted name"),
+        ({"clusterer": "FeatureAgglomeration"}, "'FeatureAgglomeration' does not cluster points by fit and fit_pred"),
+        ({"clusterer": "sklearn.base.ClusterMixin"}, r"'sklearn\.base\.ClusterMixin' does not cluster points by"),
+        ({"clusterer": "sklearn.pipeline.Pipeline"}, "cannot be made from its defaults"),
         ({"clusterer": "DBSCAN", "warm_start": True}, "warm_start is of k-means"),
         ({"stop_clustering": 0}, "stop_clustering must be at least 1"),
         ({"stop_clustering": "soon"}, "stop_clustering must be a number or 'auto'"),

@@ -129,6 +129,52 @@ def test_parts_make_the_gradient_of_the_whole_batch(balance):
         torch.testing.assert_close(whole.float(), parts.float(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("n_images", "accumulate", "expected"),
+    [
+        (17, 1, [8, 8]),  # not 8, 8, 1
+        (18, 1, [8, 8, 2]),
+        (13, 2, [4, 4, 5]),  # not 4, 4, 4, 1
+        (1, 1, [1]),
+    ],
+)
+def test_no_image_is_normalised_by_itself(n_images, accumulate, expected):
+    data = check_images(open_source("digits"), n_images, 0, 0)
+    data.image_size = 16
+    config = dataclasses.replace(SMALL, accumulate=accumulate, batch_size=8, n_clusters=2).resolve(18, 8, "digits")
+    model, top, sizes = Plain(), nn.Linear(12, 2), []
+    model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    optimizers = tuple(torch.optim.SGD(module.parameters(), lr=0.1) for module in (model, top))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    loss = stages.train_epoch(
+        model, top, optimizers, scaler, data, np.arange(n_images) % 2, np.arange(n_images), config, 0, Silent(), {}
+    )
+    assert sizes == expected
+    assert np.isfinite(loss)
+
+
+def test_a_residual_network_trains_on_small_images_whatever_is_left_over():
+    data = check_images(open_source("digits"), 5, 0, 0)
+    data.image_size = 32
+    options = {"arch": "resnet18", "n_clusters": 2, "batch_size": 4, "accumulate": 1, "image_size": 32}
+    config = dataclasses.replace(SMALL, **options).resolve(5, 8, "digits")
+    model = build_model("resnet18", 32)
+    top = nn.Linear(model.feature_dim, 2)
+    optimizers = tuple(torch.optim.SGD(module.parameters(), lr=0.1) for module in (model, top))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    loss = stages.train_epoch(
+        model, top, optimizers, scaler, data, np.arange(5) % 2, np.arange(5), config, 0, Silent(), {}
+    )
+    assert np.isfinite(loss)
+
+
+def test_a_run_leaves_the_global_generator_alone(tmp_path):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    train(tmp_path / "run", epochs=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_compilation_changes_no_result(tmp_path, monkeypatch):
     """With the compiler's own interpreter of what it traced; machine code takes it minutes."""
     compiled = []
