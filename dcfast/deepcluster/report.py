@@ -7,7 +7,6 @@ import io
 import math
 import os
 import shlex
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -376,44 +375,59 @@ def _configuration(run: Run) -> str:
 
 def _table(title: str, values: dict[str, Any]) -> str:
     rows = "".join(
-        f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(_plain(value))}</td></tr>"
+        f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(_plain(name, value))}</td></tr>"
         for name, value in values.items()
     )
     return f"<div><h3>{title}</h3><table><tbody>{rows}</tbody></table></div>"
 
 
-def _plain(value: Any) -> str:
+def _plain(name: str, value: Any) -> str:
+    if value is None:
+        return "all" if name == "limit" else "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "all" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _commands(run: Run) -> str:
-    where = str(run.dir.path)
-    resume = ["dcfast", "train", "--resume", where]
-    longer = [*resume, "--epochs", str(2 * (run.options.epochs or 0))]
-    parts = [
-        _command("Go on after an interruption; nothing is lost but the unfinished epoch.", resume),
-        _command("Train longer.", longer),
-        _command("Probe the layers, which renews this page.", ["dcfast", "probe", where]),
-    ]
+    where = os.path.abspath(run.dir.path)
     repeat = train_command(run, f"{where}-again")
+    from_python = {"dataset": run.config["data"]["kind"] == "dataset", "backbone": run.options.arch == CUSTOM}
+    given = "".join(f", {name}={name}" for name, needed in from_python.items() if needed)
+    module = "dcfast.deepcluster"
+    more = 2 * (run.options.epochs or 0)
+    if repeat is None:
+        resume = f"from {module} import resume\nresume({where!r}{given}).fit()"
+        longer = f"from {module} import resume\nresume({where!r}{given}, epochs={more}).fit()"
+        probe = f"from {module}.probe import probe\nprobe({where!r}{given})"
+    else:
+        resume = shlex.join(["dcfast", "train", "--resume", where])
+        longer = f"{resume} --epochs {more}"
+        probe = shlex.join(["dcfast", "probe", where])
+    parts = [_command("Go on after an interruption; nothing is lost but the unfinished epoch.", resume)]
+    if run.options.lr_schedule == "constant":  # another one ends with the run
+        parts.append(_command("Train longer.", longer))
+    parts.append(_command("Probe the layers, which renews this page.", probe))
     if repeat is None:
         parts.append(
-            '<p class="note">The images or the network came from Python, so it takes Python to repeat the run.</p>'
+            '<p class="note">The images or the network came from Python, so it takes Python to go on or to repeat the '
+            "run.</p>"
         )
     else:
         again = "Repeat the run: the same bits with the versions and the processor named under Configuration."
-        parts.append(_command(again, repeat))
+        parts.append(_command(again, shlex.join(repeat)))
     return "".join(parts)
 
 
-def _command(what: str, words: Sequence[str]) -> str:
-    return f"<p>{escape(what)}</p><pre><code>{escape(shlex.join(words))}</code></pre>"
+def _command(what: str, command: str) -> str:
+    return f"<p>{escape(what)}</p><pre><code>{escape(command)}</code></pre>"
 
 
 def train_command(run: Run, output: str) -> list[str] | None:
-    """Return the words of the command that repeats a run, or None if its images or its network came from Python."""
+    """Return the words of the command that repeats a run from any folder, or None if it takes Python to repeat it.
+
+    That is where the images or the network came from Python.
+    """
     if run.config["data"]["kind"] == "dataset" or run.options.arch == CUSTOM:
         return None
     words = ["dcfast", "train", run.config["data"]["location"], "--output", output]
@@ -422,5 +436,5 @@ def train_command(run: Run, output: str) -> list[str] | None:
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         elif value is not None:
-            words += [f"--{option}", str(value)]
+            words += [f"--{option}", os.path.abspath(value) if name == "init" else str(value)]
     return words

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 
 import matplotlib
@@ -294,6 +295,46 @@ def test_the_command_repeats_the_run(make_run, changes):
     assert not given.pop("overwrite")
     assert given.pop("resume") is None
     assert TrainConfig(**given) == run.options
+
+
+def commands(page):
+    return [unescape(code) for code in re.findall(r"<pre><code>(.*?)</code></pre>", page.section("reproduce"), re.S)]
+
+
+def test_options_left_open_are_said_to_be_none(make_run):
+    options = report(make_run()).section("configuration")
+    assert "<tr><th>limit</th><td>all</td></tr>" in options
+    for name in ("init", "cache", "stop clustering", "feature dim"):
+        assert f"<tr><th>{name}</th><td>none</td></tr>" in options
+
+
+def test_the_commands_work_from_any_folder(make_run, monkeypatch):
+    path = make_run(init="weights.pth")
+    monkeypatch.chdir(path.parent)
+    resume, longer, probe, repeat = commands(report(path.relative_to(path.parent)))
+    assert resume == f"dcfast train --resume {path}"
+    assert longer == f"{resume} --epochs 8"
+    assert probe == f"dcfast probe {path}"
+    assert f"--output {path}-again" in repeat
+    assert f"--init {path.parent}/weights.pth" in repeat
+
+
+def test_a_run_whose_learning_rate_ends_with_it_is_not_made_longer(make_run):
+    page = report(make_run(lr_schedule="cosine"))
+    assert len(commands(page)) == 3
+    assert "Train longer" not in page.section("reproduce")
+
+
+def test_runs_from_python_go_on_from_python(make_run):
+    path = make_run()
+    directory = load_run(path).dir
+    config = directory.read_config()
+    config["data"]["kind"] = "dataset"
+    directory.write_config(config)
+    resume, longer, probe = commands(report(path))
+    assert resume == f"from dcfast.deepcluster import resume\nresume({str(path)!r}, dataset=dataset).fit()"
+    assert longer == f"from dcfast.deepcluster import resume\nresume({str(path)!r}, dataset=dataset, epochs=8).fit()"
+    assert probe == f"from dcfast.deepcluster.probe import probe\nprobe({str(path)!r}, dataset=dataset)"
 
 
 def test_image_filters_are_what_the_convolution_computes():
