@@ -38,6 +38,34 @@ def test_rows_have_unit_length_and_zero_rows_stay():
     assert torch.equal(whiten.transform(whiten.mean_[None]), torch.zeros(1, 6, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("scale", [0.0, 6.0])
+def test_more_features_than_rows(scale):
+    """The components of the rows' own Gram matrix, over twelve orders of magnitude of the variance too."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 300)) * 10.0 ** -(scale * rng.random(300))
+    ours = PCAWhiten(39, whiten=False, normalize=False).fit(X)
+    centred = X - X.mean(0)
+    gram = np.linalg.eigvalsh(centred @ centred.T)[::-1][:39] / 39
+    np.testing.assert_allclose(ours.explained_variance_, gram, rtol=1e-9, atol=1e-13 * gram[0])
+    np.testing.assert_allclose(ours.components_ @ ours.components_.T, np.eye(39), atol=1e-12)
+    covariance = centred.T @ centred / 39
+    np.testing.assert_allclose(ours.components_ @ covariance, gram[:, None] * ours.components_, atol=1e-11 * gram[0])
+
+
+def test_few_rows_of_many_features_cost_no_cube_of_the_features(monkeypatch):
+    sizes, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: sizes.append(len(matrix)) or eigh(matrix))
+    PCAWhiten(4).fit(np.random.default_rng(0).normal(size=(20, 400)))
+    assert sizes[0] < 60
+
+
+def test_directions_of_few_rows_without_variance_become_zero():
+    X = np.repeat(np.random.default_rng(0).normal(size=(5, 300)), 4, axis=0)
+    out = PCAWhiten(12, normalize=False).fit_transform(X)
+    np.testing.assert_array_equal(out[:, 4:], 0)
+    np.testing.assert_allclose(np.cov(out[:, :4].T), np.eye(4), atol=1e-9)
+
+
 def test_directions_without_variance_become_zero():
     X = data(d=4)
     X = np.concatenate([X, X[:, :2], np.full((len(X), 1), 3.0)], axis=1)
@@ -54,8 +82,9 @@ def test_a_far_origin_costs_no_precision():
     np.testing.assert_allclose(near.explained_variance_, far.explained_variance_, rtol=1e-6)
 
 
-def test_chunks_and_threads_change_no_bit():
-    X = torch.tensor(data(n=9000, d=20, dtype=np.float32))
+@pytest.mark.parametrize(("n", "d"), [(9000, 20), (1200, 2600)])
+def test_chunks_and_threads_change_no_bit(n, d):
+    X = torch.tensor(np.random.default_rng(0).normal(size=(n, d)).astype(np.float32))
     whole = PCAWhiten(8).fit(X)
     streamed = PCAWhiten(8).fit(chunk.numpy() for chunk in X.split(777))
     threads = torch.get_num_threads()

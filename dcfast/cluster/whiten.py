@@ -23,6 +23,8 @@ from dcfast.cluster.ranks import ProcessGroup, Ranks
 # twentieth of making it.
 BLOCK_ROWS = 1024
 
+_SPARE = 32  # random vectors beyond a rank, so that they reach all directions of a range about equally
+
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
@@ -66,7 +68,8 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
     Notes
     -----
-    O(n_samples n_features^2 + n_features^3) operations in float64, one pass over the data in blocks of 1,024 rows:
+    O(n_samples n_features^2 + n_features^3) operations in float64, the second term only if there are more samples than
+    half of the features; one pass over the data in blocks of 1,024 rows:
     memory beyond the input is O(n_features^2 log(n_samples / 1024)). The same bits for any chunks and number of threads
     on one machine; BLAS does not promise them across processors.
 
@@ -140,7 +143,7 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
                     f"n_components={self.n_components} is more than min(n_samples - 1, n_features) = {limit}: lower it"
                 )
             covariance = (products - torch.outer(total, total) / count) / (count - 1)
-            values, vectors = torch.linalg.eigh(covariance)
+            values, vectors = _eigh(covariance, rank=min(count - 1, len(covariance)))
         values, vectors = values.flip(0)[: self.n_components], vectors.flip(1)[:, : self.n_components].T
         largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
         self.mean_ = answer(shift + total / count)
@@ -193,6 +196,24 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
                     block /= torch.where(norm > 0, norm, 1)
                 out[start : start + BLOCK_ROWS] = block
         return arrays.answer_like(X)(out)
+
+
+def _eigh(covariance: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return eigenvalues in ascending order, and eigenvectors as columns: all of them, or those of the range at least.
+
+    A covariance of few rows maps a few more random vectors than its rank to its whole range (Halko, Martinsson and
+    Tropp 2011, section 1.3), and is diagonalised there. The vectors are always the same: the result is a function of
+    the covariance and its rank.
+    """
+    width = rank + _SPARE
+    if 2 * width > len(covariance):
+        return torch.linalg.eigh(covariance)
+    draw = torch.Generator().manual_seed(0)
+    random = torch.randn(len(covariance), width, dtype=covariance.dtype, generator=draw).to(covariance.device)
+    basis = torch.linalg.qr(covariance @ random)[0]
+    within = basis.T @ covariance @ basis
+    values, vectors = torch.linalg.eigh((within + within.T) / 2)
+    return values, basis @ vectors
 
 
 class _Moments:
