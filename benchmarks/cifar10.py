@@ -271,7 +271,7 @@ def main(
                         waiting[pool.submit(learn, folder, work, name, seed, options)] = where
         for number, done in enumerate(as_completed(waiting), 1):
             result = done.result()
-            replace(waiting[done], lambda file, result=result: file.write(json.dumps(result).encode()))
+            replace(waiting[done], json.dumps(result).encode())
             accuracy = " ".join(f"{100 * value:.1f}" for value in result["accuracy"].values())
             console.print(
                 f"{number}/{len(waiting)}  {result['name']}, seed {result['seed']}: {accuracy}",
@@ -281,7 +281,7 @@ def main(
     target = results / f"cifar10-{datetime.date.today():%Y-%m-%d}.json"
     target.parent.mkdir(exist_ok=True)
     text = json.dumps({"base": BASE, "probe": PROBE, "torch": torch.__version__, "runs": runs}, indent=1)
-    replace(target, lambda file: file.write(text.encode()))
+    replace(target, text.encode())
     console.print(tables(runs), markup=False, highlight=False, soft_wrap=True)
 
 

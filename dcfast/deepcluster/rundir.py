@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import shlex
 import shutil
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
 
-__all__ = ["RunDir", "mapped_array", "replace"]
+__all__ = ["FORMATS", "RunDir", "decoded", "is_full", "mapped_array", "replace", "saved"]
+
+T = TypeVar("T")
+
+# Format of an export -> its file in the run directory.
+FORMATS = {"state_dict": "model.pt", "safetensors": "model.safetensors", "published": "published.pth.tar"}
+
+# What the readers of a file look up in it.
+_CONFIG_KEYS = ("options", "data", "versions")
+_PROBE_KEYS = ("layers", "epoch", "n_train", "n_test", "n_classes", "chance", "test", "options")
+_ASSIGNMENT_KEYS = ("files", "cluster", "label", "epoch")
+
+_RESTORE = "bring it back from a copy, or start the run again with --overwrite"  # what nothing else can make again
 
 
 class RunDir:
@@ -34,12 +50,40 @@ class RunDir:
         self.probe = self.path / "probe.json"
         self.report = self.path / "report.html"
 
+    @property
+    def quoted(self) -> str:
+        """The path as a shell takes it."""
+        return shlex.quote(str(self.path))
+
+    def _made(self) -> list[Path]:
+        """Return every file that a run makes. The configuration is first: without it the directory is no run."""
+        files = (self.config, self.checkpoint, self.initial, self.metrics, self.assignments, self.probe, self.report)
+        exports = (self.path / name for name in FORMATS.values())
+        return [*files, *exports, *self.tensorboard.glob("events.*")]
+
     def require_free(self, overwrite: bool = False) -> None:
-        """Raise FileExistsError if the directory holds a run that may not be replaced."""
-        if self.config.exists() and not overwrite:
+        """Raise an error if the directory cannot be made, or holds files that a run would replace and may not.
+
+        Raises
+        ------
+        NotADirectoryError
+            If it is, or lies in, a file.
+        FileExistsError
+            If it holds a run, or a file of the name of one of a run's, and ``overwrite`` is off.
+        """
+        there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(f"{there} is a file: choose another --output for the run")
+        found = [] if overwrite else [path for path in self._made() if path.exists()]
+        if self.config in found:
             raise FileExistsError(
-                f"{self.path} already holds a run: continue it with --resume {self.path}, "
+                f"{self.path} already holds a run: continue it with --resume {self.quoted}, "
                 "replace it with --overwrite, or choose another --output"
+            )
+        if found:
+            raise FileExistsError(
+                f"{self.path} is no run, but holds {found[0].relative_to(self.path)}, which a run would replace: "
+                "choose another --output, or allow it with --overwrite"
             )
 
     def create(self, config: dict[str, Any], initial: dict[str, Any] | None = None) -> None:
@@ -50,78 +94,100 @@ class RunDir:
         self.path.mkdir(parents=True, exist_ok=True)
         self._clear()
         if initial is not None:
-            replace(self.initial, lambda file: torch.save(initial, file))
+            replace(self.initial, saved(initial))
         self.write_config(config)
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Replace ``config.json``."""
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        replace(self.config, lambda file: file.write(text.encode()))
+        replace(self.config, text.encode())
 
     def _clear(self) -> None:
-        # The configuration goes first: without it the directory is no run, so a kill leaves nothing half alive.
-        made = (self.checkpoint, self.initial, self.metrics, self.assignments, self.probe, self.report)
-        for path in (self.config, *made):
+        for path in self._made():  # the configuration first: a kill leaves nothing half alive
             path.unlink(missing_ok=True)
             _partial(path).unlink(missing_ok=True)
-        for events in self.tensorboard.glob("events.*"):
-            events.unlink()
 
     def read_config(self) -> dict[str, Any]:
-        """Return the configuration; FileNotFoundError if the directory holds no run."""
+        """Return the configuration.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the directory holds no run.
+        ValueError
+            If the file is damaged.
+        """
         if not self.config.exists():
             raise FileNotFoundError(f"{self.path} holds no run: there is no config.json in it")
-        return json.loads(self.config.read_text())
+        return decoded(self.config, lambda content: _with(json.loads(content), _CONFIG_KEYS), _RESTORE)
+
+    @property
+    def _made_again(self) -> str:
+        return f"make it again with dcfast train --resume {self.quoted}"
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint."""
-        replace(self.checkpoint, lambda file: torch.save(state, file))
+        replace(self.checkpoint, saved(state))
 
-    def read_checkpoint(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-        """Return the last complete checkpoint, or None before the first."""
+    def read_checkpoint(
+        self, device: torch.device | str = "cpu", needs: Iterable[str] = ("epoch", "model")
+    ) -> dict[str, Any] | None:
+        """Return the last complete checkpoint, or None before the first; ValueError if it is damaged or lacks a key."""
         if not self.checkpoint.exists():
             return None
-        return torch.load(self.checkpoint, map_location=device, weights_only=True)
+        return decoded(self.checkpoint, lambda content: _with(_loaded(content, device), needs), _RESTORE)
 
     def read_initial(self) -> dict[str, Any] | None:
-        """Return the state_dict that the run started from, or None where the seed gives it."""
-        return torch.load(self.initial, weights_only=True) if self.initial.exists() else None
+        """Return the state_dict that the run started from, or None where the seed gives it; ValueError if damaged."""
+        return decoded(self.initial, _loaded, _RESTORE) if self.initial.exists() else None
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Replace ``metrics.jsonl`` by one line per epoch."""
         text = "".join(json.dumps(record) + "\n" for record in history)
-        replace(self.metrics, lambda file: file.write(text.encode()))
+        replace(self.metrics, text.encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the metrics, one dictionary per finished epoch."""
+        """Return the metrics, one dictionary per finished epoch; ValueError if they are damaged."""
         if not self.metrics.exists():
             return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        return decoded(self.metrics, _lines, self._made_again)
 
     def write_assignments(self, names: list[str], cluster: np.ndarray, label: np.ndarray, epoch: int) -> None:
         """Replace ``assignments.npz``: arrays files (str), cluster, label (-1: none) and epoch."""
         arrays = {"files": np.array(names, dtype=np.str_), "cluster": cluster, "label": label}
-        replace(self.assignments, lambda file: np.savez(file, allow_pickle=False, **arrays, epoch=epoch))
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays, epoch=epoch)
+        replace(self.assignments, buffer.getbuffer())
 
     def read_assignments(self) -> dict[str, np.ndarray]:
-        """Return the arrays of ``assignments.npz``; FileNotFoundError before the first epoch has ended."""
+        """Return the arrays of ``assignments.npz``.
+
+        Raises
+        ------
+        FileNotFoundError
+            Before the first epoch has ended.
+        ValueError
+            If the file is damaged.
+        """
         if not self.assignments.exists():
             raise FileNotFoundError(f"{self.path} has no assignments yet: no epoch has ended")
-        with np.load(self.assignments) as arrays:
-            return dict(arrays)
+        return decoded(self.assignments, _arrays, self._made_again)
 
     def write_probe(self, result: dict[str, Any]) -> None:
         """Replace ``probe.json``."""
         text = json.dumps(result, indent=2) + "\n"
-        replace(self.probe, lambda file: file.write(text.encode()))
+        replace(self.probe, text.encode())
 
     def read_probe(self) -> dict[str, Any] | None:
-        """Return what the probe found, or None if it has not been run."""
-        return json.loads(self.probe.read_text()) if self.probe.exists() else None
+        """Return what the probe found, or None if it has not been run; ValueError if the file is damaged."""
+        if not self.probe.exists():
+            return None
+        remedy = f"make it again with dcfast probe {self.quoted}, or delete it"
+        return decoded(self.probe, lambda content: _with(json.loads(content), _PROBE_KEYS), remedy)
 
     def write_report(self, html: str) -> None:
         """Replace ``report.html``."""
-        replace(self.report, lambda file: file.write(html.encode()))
+        replace(self.report, html.encode(errors="backslashreplace"))  # names of files may be no valid text
 
 
 def mapped_array(n_rows: int, width: int, folder: Path | None) -> np.memmap:
@@ -151,18 +217,91 @@ def mapped_array(n_rows: int, width: int, folder: Path | None) -> np.memmap:
         return np.memmap(file, dtype=np.float32, shape=(n_rows, width), mode="r+")
 
 
-def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let ``write`` fill a neighbour of ``path``, flush it to disk, and rename it to ``path``."""
+def replace(path: Path, content: bytes | memoryview) -> None:
+    """Write a neighbour of ``path``, flush it to disk, and rename it to ``path``.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written: ``path`` is as it was, and nothing else is left. Of a full disk it names the remedy.
+    """
     partial = _partial(path)
     try:
         with partial.open("wb") as file:
-            write(file)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+        os.replace(partial, path)
+    except BaseException as error:
         partial.unlink(missing_ok=True)  # half a file would only keep a full disk full
+        if not is_full(error):
+            raise
+        full = OSError(f"the disk is full: {path} was not written. Make room for {len(content):,} bytes and try again")
+        full.errno = error.errno
+        raise full from error
+
+
+def is_full(error: BaseException) -> TypeGuard[OSError]:
+    """Tell whether an error says that the disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def saved(value: Any) -> memoryview:
+    """Return what ``torch.save`` writes.
+
+    It is made in memory: where writing fails, torch's own writer hides the error of the disk behind one of its own.
+    """
+    buffer = io.BytesIO()
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)  # `_loaded` relies on them
+    try:
+        torch.save(value, buffer)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    return buffer.getbuffer()
+
+
+def decoded(path: Path, decode: Callable[[bytes], T], remedy: str) -> T:
+    """Return what ``decode`` makes of the bytes of a file.
+
+    Raises
+    ------
+    ValueError
+        If it raises anything: the file is named with ``remedy``.
+    """
+    content = path.read_bytes()
+    try:
+        return decode(content)
+    except MemoryError:
         raise
-    os.replace(partial, path)
+    except Exception as error:  # damage can raise anything
+        raise ValueError(f"{path} is damaged, or a file of another kind: {remedy}") from error
+
+
+def _loaded(content: bytes, device: torch.device | str = "cpu") -> Any:
+    """Return what `saved` was given; torch itself does not look at the checksums of a file."""
+    damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} has another checksum")
+    return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+
+
+def _lines(content: bytes) -> list[dict[str, Any]]:
+    return [_with(json.loads(line), ("epoch",)) for line in content.splitlines()]
+
+
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(content)) as arrays:
+        return _with(dict(arrays), _ASSIGNMENT_KEYS)
+
+
+def _with(found: Any, keys: Iterable[str]) -> Any:
+    """Return a dictionary that has these keys as it is; `decoded` turns the errors of others into its own."""
+    if not isinstance(found, dict):
+        raise TypeError(f"expected a dictionary, got {type(found).__name__}")
+    for key in keys:
+        found[key]
+    return found
 
 
 def _partial(path: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import os
 import platform
@@ -31,7 +30,7 @@ from dcfast.deepcluster.metrics import ami, cluster_sizes, moved_points, nmi, se
 from dcfast.deepcluster.models import Backbone, build_top_layer, load_state
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.run import SAME_NETWORK, initial_model, starting_model
-from dcfast.deepcluster.rundir import RunDir
+from dcfast.deepcluster.rundir import RunDir, is_full
 from dcfast.deepcluster.sampler import plain_order, uniform_order
 from dcfast.deepcluster.stages import check_ranks, cluster_features, extract_features, train_epoch
 from dcfast.deepcluster.torchrun import all_ranks
@@ -41,6 +40,9 @@ __all__ = ["Trainer", "resume", "start"]
 
 # Metrics of a clustering that stay true until the next one.
 _LASTING = ("nmi_labels", "ami_labels", "n_empty", "largest_cluster", "n_noise", "stopped_clustering")
+
+# What a run goes on from.
+_CHECKPOINT = ("epoch", "model", "head", "optimizers", "scaler", "assignments", "history")
 
 # Stage -> options that lower what it holds in memory.
 _LOWERS = {
@@ -101,7 +103,7 @@ class Trainer:
         self.assignments: np.ndarray | None = None
         self.history: list[dict[str, Any]] = []
         self._begun: dict[str, Any] | None = None
-        checkpoint = ranks.from_first(directory.read_checkpoint)
+        checkpoint = ranks.from_first(lambda: directory.read_checkpoint(needs=_CHECKPOINT))
         if checkpoint is not None:
             self._restore(checkpoint)
 
@@ -362,16 +364,16 @@ class Trainer:
                 told.add_note(note)
             raise told from None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_full(error):
                 raise
             remedy = (
-                f"Free some space and go on with --resume {self.dir.path}, or start again with --output on another "
+                f"Free some space and go on with --resume {self.dir.quoted}, or start again with --output on another "
                 "disk; a checkpoint is smaller with a lower --n-clusters or a smaller --arch"
             )
             raise OSError(self._told(epoch, "the disk is full", remedy)) from error
         except (MemoryError, RuntimeError) as error:
             if self.ranks.size > 1 and _left_alone(error):
-                remedy = f"Go on with --resume {self.dir.path}, on as many processes as you like"
+                remedy = f"Go on with --resume {self.dir.quoted}, on as many processes as you like"
                 raise ConnectionError(self._told(epoch, "another process of the run has ended", remedy)) from error
             if not _out_of_memory(error):
                 raise

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
-import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from dcfast.deepcluster.filters import SOBEL
 from dcfast.deepcluster.models import CustomBackbone, load_state
 from dcfast.deepcluster.run import Run
-from dcfast.deepcluster.rundir import replace
+from dcfast.deepcluster.rundir import FORMATS, RunDir, decoded, replace, saved
 
 __all__ = ["FORMATS", "export", "load_weights"]
 
-# Format -> file in the run directory.
-FORMATS = {"state_dict": "model.pt", "safetensors": "model.safetensors", "published": "published.pth.tar"}
-
-_TOP_LAYERS = ("top_layer.", "fc.", "sobel.")  # what sits around the network in published files
+# What sits around the network in published files; torchvision's VGG-16 counts its top layer as part of the classifier.
+_TOP_LAYERS = ("top_layer.", "fc.", "classifier.6.", "sobel.")
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -42,10 +40,14 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no checkpoint, or does not fit the network; the message names the first keys.
+        If it is no checkpoint, is damaged, holds what is not finite, or does not fit the network; the message names the
+        first keys.
     """
     state = {_plain(name): value for name, value in _read(Path(path)).items()}
     state = {name: value for name, value in state.items() if not name.startswith(_TOP_LAYERS)}
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{path} is of no use: {name} is not finite. Give weights of a run that did not diverge")
     load_state(model, state, path, "choose --arch, --image-size and --sobel or --no-sobel as it was trained with")
 
 
@@ -72,7 +74,9 @@ def export(run: Run, format: str = "state_dict", output: str | os.PathLike[str] 
     ValueError
         For an unknown format, and for one that has no names for this network.
     FileNotFoundError
-        If no epoch has ended.
+        If no epoch has ended, or the folder of ``output`` is missing.
+    IsADirectoryError
+        If ``output`` is a folder.
     ModuleNotFoundError
         For safetensors without its package.
     """
@@ -81,35 +85,47 @@ def export(run: Run, format: str = "state_dict", output: str | os.PathLike[str] 
     arch = run.options.arch
     if format == "published" and arch not in ("alexnet", "vgg16"):
         raise ValueError(f"format='published' has names for 'alexnet' and 'vgg16' only, got {arch!r}: use 'state_dict'")
+    path = Path(output) if output is not None else run.dir.path / FORMATS[format]
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} for {path.name}: make it first, or choose another --output")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give --output a file in it")
     model = run.model
     network = model.network if isinstance(model, CustomBackbone) else model
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    path = Path(output) if output is not None else run.dir.path / FORMATS[format]
     if format == "safetensors":
         content = _safetensors("--format state_dict").save(state)
-        replace(path, lambda file: file.write(content))
     else:
-        saved = state if format == "state_dict" else _published(run, state)
-        replace(path, lambda file: torch.save(saved, file))
+        content = saved(state if format == "state_dict" else _published(run, state))
+    replace(path, content)
     return path
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
+    found: Any
     if path.is_dir():
-        path = path / "checkpoint.pt"
-    if not path.exists():
+        found = RunDir(path).read_checkpoint()
+        if found is None:
+            raise FileNotFoundError(f"no checkpoint in {path}")
+    elif not path.exists():
         raise FileNotFoundError(f"no checkpoint {path}")
-    if path.suffix == ".safetensors":
-        return _safetensors("a file of --format state_dict").load(path.read_bytes())
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        for name in ("model", "state_dict"):  # of a run, and as published
-            found = found.get(name, found)
-        if all(isinstance(value, Tensor) for value in found.values()):
-            return found
-    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
-    raise ValueError(f"{path} holds no state_dict: expected names and tensors, alone or under 'state_dict'")
+    else:
+        load: Callable[[bytes], Any] = _load_torch
+        if path.suffix == ".safetensors":
+            load = _safetensors("a file of --format state_dict").load
+        remedy = "give a state_dict of tensors as torch.save or safetensors write it, a published checkpoint, or a run"
+        found = decoded(path, load, remedy)
+    for name in ("model", "state_dict"):  # of a run, and as published
+        found = found.get(name, found) if isinstance(found, Mapping) else found
+    if not isinstance(found, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+    ):
+        raise ValueError(f"{path} holds no state_dict: expected names and tensors, alone or under 'state_dict'")
+    return found
+
+
+def _load_torch(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _plain(name: str) -> str:

@@ -1,6 +1,8 @@
 """The loop: what it computes, what it writes, and that an interruption changes no bit of it."""
 
 import dataclasses
+import errno
+import io
 import json
 import math
 import os
@@ -8,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ import torch
 from support.training import SMALL, Silent, assert_equal, assert_same_bits, no_report, train  # noqa: F401
 
 import dcfast
-from dcfast.deepcluster import TrainConfig, load_run, resume, rundir, start
+from dcfast.deepcluster import TrainConfig, load_run, resume, start
 from dcfast.deepcluster.interrupt import Interrupted, put_off
 from dcfast.deepcluster.rundir import RunDir
 from dcfast.deepcluster.trainer import Trainer
@@ -100,15 +103,14 @@ MOMENTS = {
     "in the features of the second": "die_at(trainer, 'extract_features', 2, before=False)",
     "in the training of the third": "die_at(stages.torch.optim.SGD, 'step', 23)",
     "in the middle of writing a checkpoint": """
-        save, calls = rundir.torch.save, []
-        def half(state, file):
-            calls.append(1)
-            save(state, file)
-            if len(calls) == 2:
-                file.flush()
-                os.ftruncate(file.fileno(), file.tell() // 2)
+        write, calls = rundir.replace, []
+        def half(path, content):
+            calls.append(path.name)
+            if calls.count('checkpoint.pt') == 2:
+                rundir._partial(path).write_bytes(content[: len(content) // 2])
                 die()
-        rundir.torch.save = half
+            write(path, content)
+        rundir.replace = half
     """,
     "before a checkpoint is renamed": """
         replace, calls = os.replace, []
@@ -387,33 +389,61 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert_equal(good, directory.read_checkpoint())
 
 
-class Full:
-    """A file on a disk that is full."""
+class Full(io.FileIO):
+    """A file on a disk that is full after some bytes."""
 
-    def __init__(self, path):
-        self.path = path
-
-    def __getattr__(self, name):
-        return getattr(self.path, name)
-
-    def open(self, mode):
-        self.path.write_bytes(b"half")
-        return open("/dev/full", mode)
+    def write(self, content):
+        left = 5000 - self.tell()
+        if not left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(memoryview(content)[:left])
 
 
-def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    train(tmp_path / "run", epochs=1)
-    directory = RunDir(tmp_path / "run")
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Let the files of that name be written to a full disk."""
+
+    def fill(name):
+        opened = Path.open
+        monkeypatch.setattr(
+            Path,
+            "open",
+            lambda path, *words, **more: (
+                io.BufferedWriter(Full(path, "wb")) if path.name == f"{name}.partial" else opened(path, *words, **more)
+            ),
+        )
+
+    return fill
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "assignments.npz"])
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, full_disk, name):
+    train(tmp_path / "a run", epochs=1)
+    directory = RunDir(tmp_path / "a run")
     good = directory.read_checkpoint()
-    trainer = resume(tmp_path / "run", epochs=2, display=Silent())
-    with monkeypatch.context() as patched:
-        partial = rundir._partial
-        patched.setattr(rundir, "_partial", lambda path: Full(partial(path)))
-        message = r"epoch 2: the disk is full; .*checkpoint\.pt holds the last good state, after epoch 1\. Free some"
-        with pytest.raises(OSError, match=message):
-            trainer.fit()
-    assert_equal(good, directory.read_checkpoint())
-    assert not list((tmp_path / "run").glob("*.partial"))
+    trainer = resume(tmp_path / "a run", epochs=2, display=Silent())
+    full_disk(name)
+    n_good = 1 if name == "checkpoint.pt" else 2
+    message = (
+        rf"epoch 2: the disk is full; .*checkpoint\.pt holds the last good state, after epoch {n_good}\. Free some"
+    )
+    with pytest.raises(OSError, match=message) as told:
+        trainer.fit()
+    assert f"--resume '{tmp_path / 'a run'}'" in str(told.value)
+    assert directory.read_checkpoint()["epoch"] == n_good
+    if n_good == 1:
+        assert_equal(good, directory.read_checkpoint())
+    assert not list(directory.path.glob("*.partial"))
+
+
+def test_a_full_disk_names_what_was_not_written(tmp_path, full_disk):
+    directory = RunDir(tmp_path)
+    directory.write_report("old")
+    full_disk("report.html")
+    with pytest.raises(OSError, match=r"full: .*report\.html was not written. Make room for 6,000 bytes and try again"):
+        directory.write_report("x" * 6000)
+    assert directory.report.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
 def _no_cpu_memory(*_):
@@ -457,9 +487,36 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path):
     train(tmp_path / "run", epochs=1)
     with pytest.raises(FileExistsError, match="already holds a run"):
         start("digits", tmp_path / "run", SMALL)
+    (tmp_path / "run" / "model.safetensors").write_text("of the old run")
     start("digits", tmp_path / "run", SMALL, overwrite=True, display=Silent())
     assert RunDir(tmp_path / "run").read_checkpoint() is None
     assert RunDir(tmp_path / "run").read_metrics() == []
+    assert [path.name for path in (tmp_path / "run").iterdir() if not path.is_dir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "report.html", "model.pt", "tensorboard/events.out.mine"])
+def test_the_files_of_others_are_not_overwritten(tmp_path, name):
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    (tmp_path / "mine" / "notes.txt").write_text("no file of a run")
+    with pytest.raises(
+        FileExistsError, match=f"mine is no run, but holds {name}, which a run would replace: choose an"
+    ):
+        start("digits", tmp_path / "mine", SMALL)
+    assert mine.read_text() == "mine"
+    mine.unlink()
+    start("digits", tmp_path / "mine", SMALL, display=Silent())
+    assert (tmp_path / "mine" / "notes.txt").exists()
+
+
+def test_a_run_cannot_lie_in_a_file(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("dcfast.deepcluster.trainer.check_images", None)  # told before any image is looked at
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        for overwrite in (False, True):
+            with pytest.raises(NotADirectoryError, match="file is a file: choose another --output"):
+                start("digits", output, SMALL, overwrite=overwrite)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from support.training import no_report, train  # noqa: F401 - a fixture for all tests here
 
 from dcfast.deepcluster import export, load_run, load_weights
-from dcfast.deepcluster.models import AlexNet, ResNet, SmallConvNet, build_model, build_top_layer, load_state
+from dcfast.deepcluster.models import VGG16, AlexNet, ResNet, SmallConvNet, build_model, build_top_layer, load_state
 from dcfast.deepcluster.rundir import RunDir
 
 
@@ -103,15 +103,52 @@ def test_files_that_do_not_fit_name_the_first_keys(tmp_path):
         )
 
 
+def _cut_short(path):
+    path.write_bytes(safetensors.torch.save({"weight": torch.zeros(9)})[:-8])
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("text.pt", lambda path: path.write_text("not weights")),
+        ("empty.pt", lambda path: path.touch()),
+        ("cut.safetensors", _cut_short),
+        ("objects.pt", lambda path: torch.save({"options": SmallConvNet}, path)),
+    ],
+)
+def test_files_that_cannot_be_read_are_told_with_a_remedy(tmp_path, name, write):
+    write(tmp_path / name)
+    message = rf"{name} is damaged, or a file of another kind: give a state_dict of tensors .* or a run$"
+    with pytest.raises(ValueError, match=message):
+        load_weights(SmallConvNet(16), tmp_path / name)
+
+
 def test_files_that_are_no_checkpoint(tmp_path):
-    (tmp_path / "text.pt").write_text("not weights")
-    with pytest.raises(ValueError, match=r"text\.pt cannot be read as a checkpoint"):
-        load_weights(SmallConvNet(16), tmp_path / "text.pt")
-    torch.save({"epoch": 3}, tmp_path / "number.pt")
-    with pytest.raises(ValueError, match=r"number\.pt holds no state_dict"):
-        load_weights(SmallConvNet(16), tmp_path / "number.pt")
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        load_weights(SmallConvNet(16), tmp_path / "nothing.pt")
+    for content in ({"epoch": 3}, {0: torch.zeros(2)}, [1], None, {"state_dict": 7}):
+        torch.save(content, tmp_path / "other.pt")
+        with pytest.raises(ValueError, match=r"other\.pt holds no state_dict"):
+            load_weights(SmallConvNet(16), tmp_path / "other.pt")
+    for path in (tmp_path / "nothing.pt", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint .*{path.name}"):
+            load_weights(SmallConvNet(16), path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    state = SmallConvNet(16).state_dict()
+    state["features.1.running_var"][3] = float("inf")
+    torch.save(state, tmp_path / "diverged.pt")
+    with pytest.raises(ValueError, match=r"diverged\.pt .*: features\.1\.running_var is not finite"):
+        load_weights(SmallConvNet(16), tmp_path / "diverged.pt")
+
+
+def test_an_export_needs_a_folder(make_run, tmp_path):
+    run = load_run(make_run())
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder .*nowhere for x\.pt: make it first, or choose another --output"
+    ):
+        export(run, output=tmp_path / "nowhere" / "x.pt")
+    with pytest.raises(IsADirectoryError, match="is a folder: give --output a file in it"):
+        export(run, output=tmp_path)
 
 
 def test_a_run_starts_from_given_weights_and_forgets_where_they_lay(tmp_path):
@@ -138,4 +175,15 @@ def test_torchvision_s_names_load_into_a_resnet(tmp_path):
     model = build_model("resnet18", 224, sobel=False)
     assert not _equal(model.state_dict(), published.state_dict())
     load_weights(model, tmp_path / "resnet18.pth")
+    assert _equal(model.state_dict(), published.state_dict())
+
+
+def test_torchvision_s_names_load_into_a_vgg(tmp_path):
+    torch.manual_seed(0)
+    published = VGG16(32, sobel=False, width=8)
+    top = {"classifier.6.weight": torch.zeros(1000, 8), "classifier.6.bias": torch.zeros(1000)}
+    torch.save({**published.state_dict(), **top}, tmp_path / "vgg16_bn.pth")
+    model = VGG16(32, sobel=False, width=8)
+    assert not _equal(model.state_dict(), published.state_dict())
+    load_weights(model, tmp_path / "vgg16_bn.pth")
     assert _equal(model.state_dict(), published.state_dict())
