@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -124,7 +125,7 @@ def train(
         saved = f"{' and '.join(parts)} are saved" if parts else "no epoch had ended"
         n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
         program = "dcfast" if n_ranks == 1 else f"torchrun --nproc-per-node {n_ranks} -m dcfast"
-        return f"interrupted; {saved}; go on with: {program} train --resume {where}"
+        return f"interrupted; {saved}; go on with: {program} train --resume {shlex.quote(str(where))}"
 
     with _clean_errors(interrupted):
         # Importing torch takes a second, which --help and mistakes should not have to wait for.

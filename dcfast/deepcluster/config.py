@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from dcfast.deepcluster.clusterers import KMEANS, find_clusterer
 from dcfast.deepcluster.keyed import MAX_SEED
 from dcfast.deepcluster.torchrun import local_size
 
-__all__ = ["ARCHITECTURES", "BALANCES", "CUSTOM", "LR_SCHEDULES", "PLACES", "PRECISIONS", "TrainConfig"]
+__all__ = ["ARCHITECTURES", "BALANCES", "CUSTOM", "LR_SCHEDULES", "PLACES", "PRECISIONS", "TrainConfig", "find_device"]
 
 ARCHITECTURES = ("alexnet", "vgg16", "small", "micro", "resnet18", "resnet50")
 CUSTOM = "custom"  # the architecture of a run on a network of the user's own
@@ -24,6 +25,7 @@ LR_SCHEDULES = ("constant", "cosine")
 PLACES = ("workers", "device")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
+_LEAST_SIDE = 8  # of the crops; the smallest network pools three times
 _SMALL_IMAGES = 64  # up to this many pixels a side the small network and its gentler crops are the default
 
 
@@ -48,7 +50,7 @@ class TrainConfig:
     sobel : bool
         Feed the network Sobel gradients, as published, instead of colours.
     image_size : int or None
-        Side of the square crops in pixels: 16 for digits, else 32 for small and micro, and 224 for the others.
+        Side of the square crops in pixels, 8 or more: 16 for digits, else 32 for small and micro, 224 for the others.
     n_clusters : int or None
         k. By default one cluster per 50 images, at least 10 and at most the published 10,000.
     pca : int
@@ -156,6 +158,7 @@ class TrainConfig:
             object.__setattr__(self, "max_memory", parse_memory(self.max_memory))
         for name in ("pca", "kmeans_iterations", "reassign", "accumulate", "cache_side"):
             _at_least(name, getattr(self, name), 1)
+        _at_least("image_size", self.image_size, _LEAST_SIDE)
         for name in ("epochs", "batch_size", "limit", "threads"):
             _at_least(name, getattr(self, name), 1)
         if self.stop_clustering != "auto":
@@ -212,6 +215,11 @@ class TrainConfig:
         ValueError
             If there are fewer images than clusters, the cache would hold smaller images than the crops, the network has
             no such option, or a GPU is asked for and there is none.
+
+        Warns
+        -----
+        UserWarning
+            For float16 on a CPU.
         """
         digits = kind == "digits"
         size = self.image_size
@@ -231,11 +239,12 @@ class TrainConfig:
                 f"cache_side={self.cache_side} is less than the crops' {size or default_size} pixels: "
                 "raise --cache-side"
             )
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device={device!r}, but torch sees no GPU: use --device cpu")
+        device = find_device(self.device)
+        if self.precision == "float16" and device.type == "cpu":
+            warnings.warn(
+                "precision='float16' is far slower than float32 on a CPU, which computes it in software: use bfloat16",
+                stacklevel=2,
+            )
         return dataclasses.replace(
             self,
             arch=arch,
@@ -247,9 +256,9 @@ class TrainConfig:
             flip=(not digits) if self.flip is None else self.flip,
             threads=self.threads or torch.get_num_threads(),
             workers=(0 if small else 2) if self.workers is None else self.workers,
-            device=device,
+            device=str(device),
             cache=None if self.cache is None else os.path.abspath(self.cache),
-            max_memory=self.max_memory or _memory(device) // 2,
+            max_memory=self.max_memory or _memory(str(device)) // 2,
         )
 
     def learning_rate(self, epochs_done: float) -> float:
@@ -273,6 +282,28 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"unknown option {unknown[0]!r}; the options are {', '.join(sorted(names))}")
         return cls(**options)
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name, 'auto' being a GPU where there is one.
+
+    Raises
+    ------
+    ValueError
+        If it is neither a CPU nor a GPU that torch sees.
+    """
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")  # refused as others are
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {name!r}")
+    if device.type == "cuda" and not available:
+        raise ValueError(f"device={name!r}, but torch sees no GPU: use --device cpu")
+    return device
 
 
 def _memory(device: str) -> int:

@@ -22,7 +22,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from dcfast.deepcluster.config import TrainConfig
+from dcfast.deepcluster.config import TrainConfig, find_device
 from dcfast.deepcluster.crops import Batches, CentreCrops
 from dcfast.deepcluster.data import FolderSource, ImageData, check_images
 from dcfast.deepcluster.keyed import Stream, generator
@@ -102,7 +102,9 @@ class ProbeResult:
     layers : tuple of LayerProbe
         First block first.
     epoch : int
-        The run's epoch that was probed.
+        The run's last epoch that has ended.
+    moment : str
+        What was probed: the network 'after epoch 1', or, of a run that was interrupted, 'in the middle of epoch 2'.
     n_train, n_test, n_classes : int
         Size of the problem.
     chance : float
@@ -115,6 +117,7 @@ class ProbeResult:
 
     layers: tuple[LayerProbe, ...]
     epoch: int
+    moment: str
     n_train: int
     n_test: int
     n_classes: int
@@ -129,7 +132,7 @@ class ProbeResult:
     def table(self) -> Table:
         """Return the accuracies as a table for a rich console."""
         table = Table(
-            title=f"Linear probe after epoch {self.epoch}: test accuracy on {self.n_test} images, "
+            title=f"Linear probe {self.moment}: test accuracy on {self.n_test} images, "
             f"{self.n_classes} classes (largest class {self.chance:.1%})"
         )
         for heading in ("layer", "features", "untrained", "trained", "gain"):
@@ -193,7 +196,8 @@ def probe(
     Raises
     ------
     ValueError
-        If the images have no labels or only one class, or an option is out of range.
+        If the images have no labels or only one class, the network no convolutions, an option is out of range, or a
+        file of the run is damaged.
     FileNotFoundError
         If there is no such run, no epoch has ended, or its images are gone.
     FloatingPointError
@@ -203,6 +207,7 @@ def probe(
     -----
     A block costs O(epochs * images * features * classes) time.
     """
+    find_device(device)  # before any image is looked at
     display = display or Display()
     run = load_run(run_dir, dataset, backbone)
     train, held_out, where = _split_images(run, test, display)
@@ -229,6 +234,7 @@ def probe(
             for one, zero in zip(trained, untrained, strict=True)
         ),
         epoch=len(run.metrics),
+        moment=run.moment,
         n_train=len(train),
         n_test=len(held_out),
         n_classes=len(np.unique(train.labels)),
@@ -275,7 +281,7 @@ def probe_network(
     """
     _check_options(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, max_memory=max_memory)
     display = display or Display()
-    place = _device(device)
+    place = find_device(device)
     model = model.to(place).eval()
     n_classes = 1 + int(max(train.labels.max(), test.labels.max()))
     options: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "weight_decay": weight_decay}
@@ -372,6 +378,8 @@ def _describe_blocks(
 ) -> list[_Block]:
     with torch.inference_mode():
         outputs = model.conv_outputs(data.eval_image(0)[None].to(device))
+    if not outputs:
+        raise ValueError("the network has no convolutions (torch.nn.Conv2d), whose outputs the probe looks at")
     wanted = range(1, len(outputs) + 1) if layers is None else sorted(set(layers))
     if not wanted or wanted[0] < 1 or wanted[-1] > len(outputs):
         raise ValueError(f"layers must be among 1 to {len(outputs)} for this network, got {list(layers or [])}")
@@ -481,16 +489,6 @@ def _test_folder(run: Run, folder: str | os.PathLike[str], display: Display) -> 
     images.image_size = run.dataset.image_size
     images.labels = np.array([known.index(name) for name in source.class_names])[images.labels]
     return images
-
-
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not available:
-        raise ValueError(f"device={name!r}, but torch sees no GPU: use --device cpu")
-    return device
 
 
 def _check_options(*, epochs: int, batch_size: int, lr: float, weight_decay: float, max_memory: int) -> None:

@@ -91,15 +91,26 @@ class Run:
         """The arrays of ``assignments.npz``: files, cluster, label, epoch."""
         return self.dir.read_assignments()
 
-    @cached_property
+    @property
     def model(self) -> Backbone:
         """The trained network on the CPU, in eval mode; FileNotFoundError before the first checkpoint."""
+        return self._trained[0]
+
+    @property
+    def moment(self) -> str:
+        """When the network was as it is: 'after epoch 1', or 'in the middle of epoch 2' after an interruption."""
+        return self._trained[1]
+
+    @cached_property
+    def _trained(self) -> tuple[Backbone, str]:
         checkpoint = self.dir.read_checkpoint()
         if checkpoint is None:
             raise FileNotFoundError(f"{self.dir.path} has no checkpoint yet: no epoch has ended")
         model = self.untrained_model()
         load_state(model, checkpoint["model"], self.dir.checkpoint, SAME_NETWORK)
-        return model
+        epoch = checkpoint["epoch"]
+        inside = checkpoint.get("begun") is not None
+        return model, f"in the middle of epoch {epoch + 1}" if inside else f"after epoch {epoch}"
 
     def untrained_model(self) -> Backbone:
         """Return the network with the weights that the run started from, on the CPU, in eval mode."""

@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from dcfast.cluster.ranks import Ranks
 from dcfast.deepcluster import report
 from dcfast.deepcluster.cache import CacheLayout
-from dcfast.deepcluster.config import CUSTOM, TrainConfig
+from dcfast.deepcluster.config import CUSTOM, TrainConfig, find_device
 from dcfast.deepcluster.data import DatasetSource, ImageData, Source, check_images, describe_source, open_source
 from dcfast.deepcluster.interrupt import Interrupted
 from dcfast.deepcluster.keyed import Stream, torch_draws
@@ -422,12 +422,13 @@ def start(
     Raises
     ------
     FileExistsError
-        If ``output`` holds a run and ``overwrite`` is off.
+        If ``output`` holds a run, or files of the names of a run's, and ``overwrite`` is off.
     FileNotFoundError, NotADirectoryError, ValueError, TypeError
         For data that is missing, empty or of an unknown kind, and for options that it cannot satisfy.
     """
     ranks, asked, directory = all_ranks(), config or TrainConfig(), RunDir(output)
     display = _display(display, ranks)
+    find_device(asked.device)  # what can be told before every image is looked at
     ranks.from_first(lambda: directory.require_free(overwrite))
     images = _look(data, asked, display, ranks)
 
@@ -497,8 +498,8 @@ def resume(
         If there is no such run, or its images are gone.
     ValueError
         If the images or the versions of what computes are not those that the run was started with, a cache is given to
-        a run without one (its images may be scaled down, which changes results), or another number of epochs to one
-        whose learning rate ends with them.
+        a run without one (its images may be scaled down, which changes results), another number of epochs to one
+        whose learning rate ends with them, or fewer than it has begun; or if a file of the run is damaged.
     """
     ranks, directory = all_ranks(), RunDir(path)
     display = _display(display, ranks)
@@ -518,6 +519,11 @@ def resume(
                 f"the learning rate of {path} ends with its {config.epochs} epochs "
                 f"(lr_schedule={config.lr_schedule!r}), got epochs={epochs}: go on without it, or start a new run"
             )
+        checkpoint = directory.read_checkpoint() if epochs is not None else None
+        if epochs is not None and checkpoint is not None:
+            begun = checkpoint["epoch"] + (checkpoint.get("begun") is not None)
+            if epochs < begun:
+                raise ValueError(f"{path} has begun {begun} epochs already, got epochs={epochs}: give {begun} or more")
         if changes:
             stored["options"] = dataclasses.replace(config, **changes).to_dict()
             directory.write_config(stored)
@@ -573,7 +579,7 @@ def _look(data: Data, config: TrainConfig, display: Display, ranks: Ranks) -> Im
     ranks.from_first(lambda: opened.append(open_source(data)))  # what no process finds is said once
     with ranks.together():
         source = opened[0] if opened else open_source(data)
-    ranks.agree("images", hashlib.blake2b("\0".join(source.names).encode()).hexdigest())
+    ranks.agree("images", hashlib.blake2b(os.fsencode("\0".join(source.names))).hexdigest())
     if config.workers is None:
         workers = min(2, os.cpu_count() or 1) if source.kind == "folder" else 0
     else:

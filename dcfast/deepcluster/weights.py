@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -79,6 +80,11 @@ def export(run: Run, format: str = "state_dict", output: str | os.PathLike[str] 
         If ``output`` is a folder.
     ModuleNotFoundError
         For safetensors without its package.
+
+    Warns
+    -----
+    UserWarning
+        If the run was interrupted inside an epoch: the weights are those of that moment.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}")
@@ -91,6 +97,8 @@ def export(run: Run, format: str = "state_dict", output: str | os.PathLike[str] 
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give --output a file in it")
     model = run.model
+    if not run.moment.startswith("after"):
+        warnings.warn(f"{run.dir.path} was interrupted: these are its weights {run.moment}", stacklevel=2)
     network = model.network if isinstance(model, CustomBackbone) else model
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     if format == "safetensors":
@@ -134,7 +142,7 @@ def _plain(name: str) -> str:
 
 
 def _published(run: Run, state: dict[str, Tensor]) -> dict[str, Any]:
-    checkpoint = run.dir.read_checkpoint()
+    checkpoint = run.dir.read_checkpoint(needs=("epoch", "model", "head"))
     assert checkpoint is not None  # run.model was read from it
     names = {name.replace("features.", "features.module.", 1): value for name, value in state.items()}
     names |= {f"top_layer.{name}": value for name, value in checkpoint["head"].items()}

@@ -98,12 +98,12 @@ def test_interrupting_tells_how_to_go_on(dcfast, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    run = tmp_path / "run"
+    run = tmp_path / "a run"
     with monkeypatch.context() as patched:
         patched.setattr(Display, "epoch", interrupt)
         done = dcfast("train", "digits", "--output", run, "--epochs", 2, *OPTIONS)
     assert done.exit_code == 130
-    assert f"interrupted; epochs 1 to 1 are saved; go on with: dcfast train --resume {run}" in done.stderr
+    assert f"interrupted; epochs 1 to 1 are saved; go on with: dcfast train --resume '{run}'" in done.stderr
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "train_epoch", lambda *_: (_ for _ in ()).throw(Interrupted(1, 0.0, 2)))
         done = dcfast("train", "--resume", run)

@@ -15,7 +15,7 @@ from dcfast.deepcluster import load_run
 from dcfast.deepcluster import probe as probing
 from dcfast.deepcluster.keyed import Stream, generator
 from dcfast.deepcluster.linear import accuracy, fit_linear
-from dcfast.deepcluster.models import build_model
+from dcfast.deepcluster.models import CustomBackbone, build_model
 from dcfast.deepcluster.probe import pooling, probe, split_by_class
 
 
@@ -201,6 +201,22 @@ def test_what_cannot_be_probed(make_run, tmp_path):
         with pytest.raises(ValueError, match=message):
             quick(path, **options)
     assert not (path / "probe.json").exists()
+
+
+def test_a_network_without_convolutions_cannot_be_probed(make_run):
+    data = load_run(make_run()).dataset
+    model = CustomBackbone(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4)), 4)
+    with pytest.raises(ValueError, match="the network has no convolutions"):
+        probing._describe_blocks(model, data, None, torch.device("cpu"))
+
+
+def test_the_middle_of_an_epoch_is_named(make_run):
+    path = make_run()
+    directory = load_run(path).dir
+    directory.write_checkpoint({**directory.read_checkpoint(), "begun": {"step": 2}})
+    result = quick(path, epochs=1, layers=[1])
+    assert (result.epoch, result.moment) == (3, "in the middle of epoch 4")
+    assert result.table().title.startswith("Linear probe in the middle of epoch 4: ")
 
 
 def test_labels_are_needed(make_run):

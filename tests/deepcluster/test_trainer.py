@@ -19,8 +19,12 @@ from support.training import SMALL, Silent, assert_equal, assert_same_bits, no_r
 
 import dcfast
 from dcfast.deepcluster import TrainConfig, load_run, resume, start
+from dcfast.deepcluster import trainer as trainer_module
+from dcfast.deepcluster.data import check_images, open_source
 from dcfast.deepcluster.interrupt import Interrupted, put_off
+from dcfast.deepcluster.probe import probe
 from dcfast.deepcluster.rundir import RunDir
+from dcfast.deepcluster.torchrun import all_ranks
 from dcfast.deepcluster.trainer import Trainer
 
 
@@ -531,11 +535,48 @@ def test_a_run_cannot_lie_in_a_file(tmp_path, monkeypatch):
         ({"dropout": 1.0}, "dropout must be"),
         ({"min_crop": 0.0}, "min_crop must be"),
         ({"seed": -1}, "seed must be between"),
+        ({"image_size": 0}, "image_size must be at least 8, got 0"),
+        ({"image_size": -5}, "image_size must be at least 8, got -5"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
+
+
+@pytest.mark.parametrize("device", ["foo", "meta"])
+def test_other_devices_are_refused_before_any_image_is_looked_at(make_run, tmp_path, monkeypatch, device):
+    monkeypatch.setattr("dcfast.deepcluster.trainer.check_images", None)
+    with pytest.raises(ValueError, match=f"device must be 'auto', 'cpu' or 'cuda', got '{device}'"):
+        train(tmp_path / "other", device=device)
+    with pytest.raises(ValueError, match=f"device must be 'auto', 'cpu' or 'cuda', got '{device}'"):
+        probe(make_run(epochs=0), device=device)
+
+
+def test_half_precision_on_a_cpu_is_warned_of():
+    with pytest.warns(UserWarning, match="float16' is far slower .* use bfloat16"):
+        TrainConfig(precision="float16", device="cpu").resolve(1797, 8, "digits")
+
+
+def test_a_run_is_not_made_shorter_than_it_is(make_run, monkeypatch):
+    directory = RunDir(make_run(epochs=2))
+    before = directory.config.read_bytes()
+    monkeypatch.setattr("dcfast.deepcluster.trainer._require_versions", lambda *_: None)
+    with pytest.raises(ValueError, match="has begun 2 epochs already, got epochs=1: give 2 or more"):
+        resume(directory.path, epochs=1)
+    directory.write_checkpoint({**directory.read_checkpoint(), "begun": {"step": 1}})
+    with pytest.raises(ValueError, match="has begun 3 epochs already, got epochs=2: give 3 or more"):
+        resume(directory.path, epochs=2)
+    assert directory.config.read_bytes() == before
+
+
+def test_names_that_are_no_text_have_a_fingerprint(monkeypatch):
+    source = open_source("digits")
+    source.names = ["a\udcff.png", *source.names[1:]]
+    looked = check_images(open_source("digits"), 5, 0, 0)
+    monkeypatch.setattr("dcfast.deepcluster.trainer.open_source", lambda _: source)
+    monkeypatch.setattr("dcfast.deepcluster.trainer.check_images", lambda *_: looked)
+    assert trainer_module._look("digits", SMALL, Silent(), all_ranks()).source is source
 
 
 def test_too_few_images_are_refused(tmp_path):

@@ -141,6 +141,14 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
         load_weights(SmallConvNet(16), tmp_path / "diverged.pt")
 
 
+def test_an_export_from_the_middle_of_an_epoch_says_so(make_run):
+    directory = RunDir(make_run())
+    assert load_run(directory.path).moment == "after epoch 3"
+    directory.write_checkpoint({**directory.read_checkpoint(), "begun": {"step": 2}})
+    with pytest.warns(UserWarning, match="was interrupted: these are its weights in the middle of epoch 4"):
+        export(load_run(directory.path))
+
+
 def test_an_export_needs_a_folder(make_run, tmp_path):
     run = load_run(make_run())
     with pytest.raises(
