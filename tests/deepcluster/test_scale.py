@@ -214,7 +214,7 @@ def test_features_beyond_memory_change_no_bit(tmp_path, monkeypatch):
 
 
 def test_a_disk_without_room_for_the_features_is_told(tmp_path):
-    with pytest.raises(OSError, match=r"features take 4,000,000,000,000,000 bytes.* raise --max-memory or make room"):
+    with pytest.raises(OSError, match=r"features take 4,000,000,000,000,000 bytes.* raise max_memory or make room"):
         rundir.mapped_array(10**9, 10**6, tmp_path)
 
 
