@@ -462,7 +462,7 @@ def check_images(
             warnings.warn(f"skipped {_shown(name)}: {checked.error}", stacklevel=2)
             continue
         good.append(index)
-        total.update(name.encode() + b"\0" + checked.digest)
+        total.update(os.fsencode(name) + b"\0" + checked.digest)
     if not good:
         raise ValueError(f"none of the {len(candidates)} images of {source.location} can be decoded")
     labels = [checked.label for checked in found if not checked.error]

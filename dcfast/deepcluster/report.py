@@ -340,7 +340,7 @@ def _probe(probed: dict[str, Any]) -> str:
     options = probed["options"]
     text = (
         "Test accuracy in per cent of a linear classifier on the average-pooled output of each convolution block, "
-        f"frozen after epoch {probed['epoch']}, against the same network untrained. {number(probed['n_train'])} images "
+        f"frozen {probed['moment']}, against the same network untrained. {number(probed['n_train'])} images "
         f"to train on, {number(probed['n_test'])} to test on ({escape(probed['test'])}), {number(probed['n_classes'])} "
         f"classes; {options['epochs']} epochs of SGD at learning rate {options['lr']:g}, weight decay "
         f"{options['weight_decay']:g}, batches of {options['batch_size']}. The dashed line is the share of the largest "

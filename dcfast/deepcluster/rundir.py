@@ -26,7 +26,7 @@ FORMATS = {"state_dict": "model.pt", "safetensors": "model.safetensors", "publis
 
 # What the readers of a file look up in it.
 _CONFIG_KEYS = ("options", "data", "versions")
-_PROBE_KEYS = ("layers", "epoch", "n_train", "n_test", "n_classes", "chance", "test", "options")
+_PROBE_KEYS = ("layers", "epoch", "moment", "n_train", "n_test", "n_classes", "chance", "test", "options")
 _ASSIGNMENT_KEYS = ("files", "cluster", "label", "epoch")
 
 _RESTORE = "bring it back from a copy, or start the run again with --overwrite"  # what nothing else can make again

@@ -1,5 +1,6 @@
 """Images from anywhere: order, labels, corrupt files, crops that do not depend on the workers."""
 
+import os
 import warnings
 
 import numpy as np
@@ -196,6 +197,12 @@ def test_the_fingerprint_sees_names_and_pixels(folder):
     (folder / "cat" / "b.png").write_bytes(original)
     assert _check(FolderSource(folder)).fingerprint == before
     (folder / "cat" / "b.png").rename(folder / "cat" / "z.png")
+    assert _check(FolderSource(folder)).fingerprint != before
+
+
+def test_a_name_that_is_no_text(folder):
+    before = _check(FolderSource(folder)).fingerprint
+    os.rename(os.fsencode(folder / "cat" / "b.png"), os.fsencode(folder / "cat") + b"/b\xff.png")
     assert _check(FolderSource(folder)).fingerprint != before
 
 

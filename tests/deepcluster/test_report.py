@@ -38,6 +38,7 @@ PROBE = {
         }
     ],
     "epoch": 3,
+    "moment": "in the middle of epoch 4",
     "n_train": 19,
     "n_test": 5,
     "n_classes": 2,
