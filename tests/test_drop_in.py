@@ -229,6 +229,7 @@ def test_where_nothing_is_left_to_draw_row_0_is_chosen_as_by_scikit_learn():
     np.testing.assert_array_equal(chosen, chunked)
 
 
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 @pytest.mark.parametrize("weighted", [False, True])
 def test_clusters_that_nothing_is_left_for_go_where_scikit_learn_puts_them(weighted):
     X = np.repeat([[-1.0, -1], [1, 1]], 10, axis=0)  # scikit-learn subtracts the mean, here without rounding

@@ -26,6 +26,12 @@ class Function:
         return any(o == opcode or o.startswith(opcode + ".") for o in self.opcodes)
 
     @property
+    def own_name(self) -> str:
+        """The mangled name without the namespace of its file, in which a hash may spell anything."""
+        found = re.search(r"(\d+)(?=_GLOBAL__N__)", self.name)
+        return self.name if found is None else self.name[found.end() + int(found[1]) :]
+
+    @property
     def spills(self) -> int:
         """Loads and stores of local memory: what the compiler could not keep in registers."""
         return sum(o.split(".")[0] in {"LDL", "STL"} for o in self.opcodes)
