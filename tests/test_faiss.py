@@ -674,10 +674,16 @@ def test_inner_products_past_vectors_that_are_not_finite_or_huge():
     assert labels.tolist() == [[2, 1, 0]]
 
 
-def test_a_sample_is_not_too_small():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ours.Kmeans(4, 10, max_points_per_centroid=10, niter=2).train(normal(300, 4))
+@pytest.mark.parametrize(("max_points", "warned"), [(10, 0), (30, 1)])
+def test_a_sample_is_not_too_small(max_points, warned):
+    """Of 300 rows 100 are drawn, or all are taken: as in faiss only the latter are told to be too few."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = ours.Kmeans(4, 10, max_points_per_centroid=max_points, niter=2)
+        model.train(normal(300, 4))
+    assert len([w for w in caught if "please provide at least 390" in str(w.message)]) == warned
+    assert len(caught) == warned
+    assert model.centroids.shape == (10, 4)
 
 
 # PCA

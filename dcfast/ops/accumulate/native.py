@@ -146,8 +146,7 @@ def _accumulate(
     for first, last in _native.slices(n, 4.0 * d * n_words):
         for start in range(first, last, _MAX_ROWS):
             stop = min(last, start + _MAX_ROWS)
-            rows = x[start:stop].to(wide)
-            rows = _native.with_adjacent_columns(rows)
+            rows = _native.with_adjacent_columns(x[start:stop].to(wide))
             _native.cpu().accumulate(
                 _native.DTYPES[wide],
                 rows.data_ptr(),
@@ -180,8 +179,7 @@ def column_range(x: torch.Tensor, sample_weight: torch.Tensor | None) -> tuple[t
     largest = torch.zeros((n_threads, d), dtype=torch.float64)
     wide = wide_dtype(x.dtype)
     for start, stop in _native.slices(x.shape[0], 2.0 * d):
-        rows = x[start:stop].to(wide)
-        rows = _native.with_adjacent_columns(rows)
+        rows = _native.with_adjacent_columns(x[start:stop].to(wide))
         _native.cpu().column_range(
             _native.DTYPES[wide],
             rows.data_ptr(),

@@ -96,8 +96,7 @@ def _assign(
     counts = torch.zeros(2, dtype=torch.int64)
     core.assign_prepare(dtype, centroids.data_ptr(), k, d, old, before is not None, workspace.data_ptr(), n_threads)
     for start, stop in _native.slices(n, 2.0 * k * d, _BLOCK_ROWS * n_threads):
-        rows = x[start:stop].to(wide)
-        rows = _native.with_adjacent_columns(rows)
+        rows = _native.with_adjacent_columns(x[start:stop].to(wide))
         core.assign(
             dtype,
             rows.data_ptr(),

@@ -65,8 +65,7 @@ def _point_distances(
     centroids, labels = centroids.to(wide).contiguous(), labels.contiguous()
     weight = None if sample_weight is None else sample_weight.contiguous()
     for start, stop in _native.slices(n, 3.0 * d):
-        rows = x[start:stop].to(wide)
-        rows = _native.with_adjacent_columns(rows)
+        rows = _native.with_adjacent_columns(x[start:stop].to(wide))
         _native.cpu().point_distances(
             _native.DTYPES[wide],
             rows.data_ptr(),

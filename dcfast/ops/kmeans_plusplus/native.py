@@ -25,8 +25,7 @@ def kmeans_plusplus(
         return _on_cuda(x, sample_weight, first, uniform)
     core, n_threads = _native.cpu(), _native.threads()
     wide = wide_dtype(x.dtype)
-    rows = x.to(wide)
-    rows = _native.with_adjacent_columns(rows)
+    rows = _native.with_adjacent_columns(x.to(wide))
     weight = None if sample_weight is None else sample_weight.contiguous()
     uniform = uniform.contiguous()
     (n, d), (steps, trials) = x.shape, uniform.shape
@@ -108,8 +107,7 @@ def kmeans_plusplus_batch(
         return greedy.kmeans_plusplus_batch(x, offsets, sample_weight, first, uniform)
     core = _native.cpu()
     wide = wide_dtype(x.dtype)
-    rows = x.to(wide)
-    rows = _native.with_adjacent_columns(rows)
+    rows = _native.with_adjacent_columns(x.to(wide))
     weight = None if sample_weight is None else sample_weight.contiguous()
     offsets, first, uniform = offsets.contiguous(), first.contiguous(), uniform.contiguous()
     (problems, steps, trials), d = uniform.shape, x.shape[1]
