@@ -322,9 +322,23 @@ FAULTS = [
     Fault(
         "labels one update behind",
         "dcfast/cluster/lloyd.py",
-        "if ended != _LABELS:\n        with",
-        "if ended == -1:\n        with",
+        "if ended != _LABELS:\n        run",
+        "if ended == -1:\n        run",
         "tests/test_lloyd.py -k 'run_of_its_own'",
+    ),
+    Fault(
+        "centroids where a captured graph does not look",
+        "dcfast/cluster/lloyd.py",
+        "self.centroids.copy_(torch.where(updated, new, self.centroids))",
+        "self.centroids = torch.where(updated, new, self.centroids)",
+        "tests/test_lloyd.py -k replayed",
+    ),
+    Fault(
+        "labels swapped where a captured graph does not look",
+        "dcfast/cluster/lloyd.py",
+        '"cuda": 4}',
+        '"cuda": 3}',
+        "tests/test_lloyd.py -k replayed",
     ),
     Fault(
         "weights of another block",

@@ -9,6 +9,7 @@ from support.sobel import SIZES
 from support.sobel import make as make_images
 
 from dcfast import BisectingKMeans, KMeans, MiniBatchKMeans, PCAWhiten, info, ops
+from dcfast.cluster import replay
 from dcfast.cluster.points import unit
 
 pytestmark = pytest.mark.gpu
@@ -349,6 +350,20 @@ def test_fits_with_options(serving, options):
     x, _ = make((1500, 20, 8))
     x = unit(x) if "spherical" in options else x
     assert_same_fit(serving, lambda: KMeans(23, n_init=1, max_iter=30, random_state=0, **options), x)
+
+
+@pytest.mark.parametrize("empty", ["farthest", "split", "keep"])
+def test_a_small_fit_replays_a_graph(monkeypatch, serving, empty):
+    capture, graphs = replay.capture, []
+
+    def counted(*arguments):
+        graphs.append(capture(*arguments))
+        return graphs[-1]
+
+    monkeypatch.setattr(replay, "capture", counted)
+    x = make((2000, 24, 40))[0]
+    assert_same_fit(serving, lambda: KMeans(40, random_state=0, tol=0, empty=empty), x)
+    assert len(graphs) == 1
 
 
 def test_a_fit_of_many_problems(serving):

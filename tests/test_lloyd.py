@@ -4,9 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from support.recorded import Crossings, Recorded
 
 from dcfast import ops
 from dcfast.cluster import lloyd as cluster_lloyd
+from dcfast.cluster import replay
 from dcfast.cluster.lloyd import lloyd as one_run
 from dcfast.cluster.points import InMemory
 from dcfast.ops import _native
@@ -287,3 +289,81 @@ def test_iterations_ahead_of_the_host_change_nothing(monkeypatch, empty, tol, ma
         assert torch.equal(run.labels, runs[0].labels)
         assert (run.inertia, run.n_iter, run.converged) == (runs[0].inertia, runs[0].n_iter, runs[0].converged)
     assert (runs[0].converged is None) == (max_iter == 7)
+
+
+def replayed(monkeypatch):
+    """Runs on the CPU go as on a GPU; which graphs were captured, and how often each was replayed."""
+    graphs = []
+
+    class Graph(Recorded):
+        n_replays = 0
+
+        def replay(self):
+            # What was recorded has also run, which counts as the first replay.
+            self.n_replays += 1
+            if self.n_replays > 1:
+                super().replay()
+
+    def capture(launch, device):
+        graphs.append(Graph())
+        with graphs[-1]:
+            launch()
+        return graphs[-1]
+
+    monkeypatch.setattr(InMemory, "is_small", lambda *_, **__: False)
+    monkeypatch.setattr(replay, "capture", capture)
+    for limit in (cluster_lloyd._AHEAD, cluster_lloyd._LAUNCH_BOUND):
+        monkeypatch.setitem(limit, "cpu", limit["cuda"])
+    return graphs
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("empty", ["farthest", "split", "keep"])
+@pytest.mark.parametrize(("tol", "max_iter"), [(0.0, 300), (1e-2, 300), (0.0, 14)])
+def test_replayed_iterations_give_the_same_bits(monkeypatch, empty, tol, max_iter, weighted):
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(600, 20, generator=generator)
+    start = torch.cat([rows[:20], rows[:1], rows[:1], rows[:1] + 1e3])
+    weight = torch.rand(600, dtype=torch.float64, generator=generator) if weighted else None
+    runs = []
+    for replays in (False, True):
+        points = InMemory(rows)
+        points.sample_weight = weight
+        graphs = replayed(monkeypatch) if replays else []
+        runs.append(one_run(points, start, tol=tol, max_iter=max_iter, empty=empty, seed=5))
+    assert len(graphs) == 1
+    assert graphs[0].n_replays >= 2
+    assert torch.equal(runs[1].centroids, runs[0].centroids)
+    assert torch.equal(runs[1].labels, runs[0].labels)
+    assert runs[1][2:] == runs[0][2:]
+
+
+def test_a_capture_may_not_ask_for_values(monkeypatch):
+    replayed(monkeypatch)
+    asks = replay.Replayed(lambda: torch.ones(3).sum().item(), torch.device("cpu"))
+    asks()
+    with pytest.raises(RuntimeError, match="value is asked for"):
+        asks()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("empty", ["farthest", "split", "keep"])
+def test_iterations_ask_a_gpu_for_nothing(empty, weighted):
+    """On tensors without data: no operator reads a value, and none brings one from the host."""
+    points = InMemory(torch.empty(60, 20, device="meta"))
+    points.sample_weight = torch.empty(60, dtype=torch.float64, device="meta") if weighted else None
+    grid = ops.Grid(torch.empty(20, dtype=torch.int64, device="meta"), 2)
+    points.__dict__.update(row_grid=grid, grid=grid, weight_grid=ops.Grid(grid.low[:1], 2) if weighted else None)
+    run = cluster_lloyd._Run(points, points.x[:7], 1e-3, empty, 5, False)
+    with Crossings() as crossings:
+        run.iterate(4)
+    assert crossings.n_calls > 40
+    assert crossings.found == []
+
+
+def test_values_from_the_host_are_seen():
+    with Crossings() as crossings:
+        torch.empty(3, device="meta").copy_(torch.zeros(3))
+        with pytest.raises(RuntimeError):
+            float(torch.empty((), device="meta"))
+    assert crossings.found == ["aten.copy_.default"]

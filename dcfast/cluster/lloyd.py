@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,10 +11,16 @@ import torch
 
 from dcfast import ops
 from dcfast.cluster.points import InMemory, Points, unit
+from dcfast.cluster.replay import Replayed
 
 # Iterations that a device is given before the host looks at how the last ones went: to look costs a round trip in which
-# a GPU idles, and iterations past the end of a run change nothing. A processor would only do those for nothing.
+# a GPU idles, and iterations past the end of a run change nothing. A processor would only do those for nothing. Even on
+# a GPU, so that after them labels and new labels are in the places that a captured graph knows.
 _AHEAD = {"cpu": 1, "cuda": 4}
+# Multiply-adds of an iteration up to which a graph is captured: to launch some 40 kernels one by one takes the host
+# about 0.2 ms, in which a large GPU reads 2^28 elements of rows, and with 16 centroids does as many multiply-adds as
+# these. Beyond them the host is ahead anyway, and a graph would keep the work's memory to itself.
+_LAUNCH_BOUND = {"cpu": 0, "cuda": 2**32}
 # How a run stands. Vacant clusters are the host's to fill.
 _GOING, _LABELS, _TOL, _OBJECTIVE, _VACANT = range(5)
 _CONVERGED = {_GOING: None, _LABELS: "labels", _TOL: "tol", _OBJECTIVE: "objective"}
@@ -105,59 +112,28 @@ def lloyd(
     if relative_tol and tol > 0:
         tol *= points.mean_variance
     say = print if points.ranks.rank == 0 else _silent
-    own = torch.arange(k, device=device)
-    labels = torch.full((points.n_samples,), -1, dtype=torch.int64, device=device)
-    new_labels = torch.empty_like(labels)
-    running = ops.RunningSums(k, points.grid, points.weight_grid, device)
-    before = centroids  # which `labels` and `bounds` belong to
-    bounds = ops.distance_bounds(points.n_samples, points.n_features, device)
-
-    def ending(new: torch.Tensor, n_moved: torch.Tensor) -> torch.Tensor:
-        still = (n_moved == 0) & (new == centroids).all()
-        return torch.where(still, _LABELS, torch.where(ops.inertia(new, centroids, own) <= tol, _TOL, _GOING))
-
+    run = _Run(points, centroids, tol, empty, seed, spherical)
     ahead = _AHEAD[device.type] if points.ranks.size == 1 and is_plain else 1
-    # On the device: whether the run goes on or how it ended, its updates, and the rows that the last one moved.
-    state, updates, n_moved = torch.zeros(3, dtype=torch.int64, device=device)
+    launch: Callable[[], None] = functools.partial(run.iterate, ahead)
+    if ahead > 1 and points.resident and points.n_samples * points.n_features * k <= _LAUNCH_BOUND[device.type]:
+        launch = Replayed(launch, device)
     n_iter, ended, objective = 0, _GOING, math.nan
     while n_iter < max_iter and ended == _GOING:
-        for _ in range(min(ahead, max_iter - n_iter)):
-            moved = torch.zeros((), dtype=torch.int64, device=device)
-            with points.ranks.together():
-                for at, rows in points.operands():
-                    moved += ops.reassign(rows, centroids, before, labels[at], bounds[at], new_labels[at])
-                    running.move(rows, new_labels[at], labels[at], points.weight(at))
-            labels, new_labels = new_labels, labels
-            sums = points.total_sums(running)
-            new = _means(sums, centroids, spherical)
-            if empty == "split":
-                new = _split(new, sums.counts, seed, updates, spherical)
-            # Once the run has ended its centroids stay, and with them labels and sums.
-            goes_on = state == _GOING
-            n_moved = torch.where(goes_on, points.ranks.sum(moved), n_moved)
-            found = ending(new, n_moved)
-            if empty == "farthest":
-                found = torch.where((sums.counts == 0).any(), _VACANT, found)
-            updated = goes_on & (found != _VACANT)
-            before, centroids = centroids, torch.where(updated, new, centroids)
-            updates = updates + updated
-            state = torch.where(goes_on, found, state)
-        n_iter, ended, moves = torch.stack([updates, state, n_moved]).tolist()
+        if max_iter - n_iter >= ahead:
+            launch()
+        else:
+            run.iterate(max_iter - n_iter)
+        ended, n_iter, n_moved = run.status.tolist()
         if verbose or early_stop_threshold is not None:
-            last, objective = objective, float(points.inertia(before, labels))
+            last, objective = objective, float(points.inertia(run.before, run.labels))
         if ended == _VACANT:
-            # Which rows to relocate is the host's decision; no iteration has gone by since.
-            vacant = torch.nonzero(points.total_sums(running).counts == 0)[:, 0]
-            new = _relocated(points, centroids, labels, running, vacant, spherical)
-            state = ending(new, n_moved)
-            updates = updates + 1
-            n_iter, ended = n_iter + 1, int(state)
-            before, centroids = centroids, new
+            run.relocate()
+            ended, n_iter, _ = run.status.tolist()
         if verbose:
             say(f"Iteration {n_iter - 1}, inertia {objective}.")
         with points.ranks.together():
             if callback is not None:
-                callback(n_iter, moves)
+                callback(n_iter, n_moved)
         if (
             ended == _GOING
             and early_stop_threshold is not None
@@ -167,16 +143,90 @@ def lloyd(
         if verbose and ended != _GOING:
             reason = {
                 _LABELS: "strict convergence",
-                _TOL: f"center shift {float(ops.inertia(centroids, before, own))} within tolerance {tol}",
+                _TOL: f"center shift {float(run.shift(run.before))} within tolerance {tol}",
                 _OBJECTIVE: f"inertia {objective} after {last} within threshold {early_stop_threshold}",
             }[ended]
             say(f"Converged at iteration {n_iter - 1}: {reason}.")
     if ended != _LABELS:
-        with points.ranks.together():
-            for at, rows in points.operands():
-                ops.reassign(rows, centroids, before, labels[at], bounds[at], new_labels[at])
-        labels = new_labels
-    return Lloyd(centroids, labels, points.inertia(centroids, labels), n_iter, _CONVERGED[ended])
+        run.assign()
+    inertia = points.inertia(run.centroids, run.labels)
+    return Lloyd(run.centroids, run.labels, inertia, n_iter, _CONVERGED[ended])
+
+
+class _Run:
+    """Iterations on the device. Its tensors stay where they are, so that a captured graph can replay them.
+
+    Attributes
+    ----------
+    centroids, before : Tensor of shape (k, d)
+        Those of now, and those before the last update, to which labels and bounds belong.
+    labels : Tensor of shape (N,), int64
+    status : Tensor of shape (3,), int64
+        Whether the run goes on or how it ended, its updates, and the rows that the last one moved.
+    """
+
+    def __init__(
+        self, points: Points, centroids: torch.Tensor, tol: float, empty: str, seed: int, spherical: bool
+    ) -> None:
+        self._points, self._tol, self._empty, self._seed, self._spherical = points, tol, empty, seed, spherical
+        n, k, device = points.n_samples, centroids.shape[0], centroids.device
+        self.centroids = centroids.clone(memory_format=torch.contiguous_format)
+        self.before = self.centroids.clone()
+        self.labels = torch.full((n,), -1, dtype=torch.int64, device=device)
+        self.status = torch.zeros(3, dtype=torch.int64, device=device)
+        self._state, self._updates, self._n_moved = self.status
+        self._new_labels = torch.empty_like(self.labels)
+        self._own = torch.arange(k, device=device)
+        self._running = ops.RunningSums(k, points.grid, points.weight_grid, device)
+        self._bounds = ops.distance_bounds(n, points.n_features, device)
+
+    def iterate(self, count: int) -> None:
+        """Launch some iterations. Once the run has ended its centroids stay, and with them labels and sums."""
+        for _ in range(count):
+            n_moved = self._points.ranks.sum(self.assign(move=True))
+            sums = self._points.total_sums(self._running)
+            new = _means(sums, self.centroids, self._spherical)
+            if self._empty == "split":
+                new = _split(new, sums.counts, self._seed, self._updates, self._spherical)
+            goes_on = self._state == _GOING
+            self._n_moved.copy_(torch.where(goes_on, n_moved, self._n_moved))
+            found = self._ending(new)
+            if self._empty == "farthest":
+                found = torch.where((sums.counts == 0).any(), _VACANT, found)
+            updated = goes_on & (found != _VACANT)
+            self.before.copy_(self.centroids)
+            self.centroids.copy_(torch.where(updated, new, self.centroids))
+            self._updates += updated
+            self._state.copy_(torch.where(goes_on, found, self._state))
+
+    def assign(self, *, move: bool = False) -> torch.Tensor:
+        """Bring the labels up to date, and the sums if they shall `move` too; the number of rows that changed."""
+        changed = torch.zeros((), dtype=torch.int64, device=self.labels.device)
+        old, new = self.labels, self._new_labels
+        with self._points.ranks.together():
+            for at, rows in self._points.operands():
+                changed += ops.reassign(rows, self.centroids, self.before, old[at], self._bounds[at], new[at])
+                if move:
+                    self._running.move(rows, new[at], old[at], self._points.weight(at))
+        self.labels, self._new_labels = new, old
+        return changed
+
+    def relocate(self) -> None:
+        """Make the update for which clusters were vacant: which rows they get is the host's decision."""
+        vacant = torch.nonzero(self._points.total_sums(self._running).counts == 0)[:, 0]
+        new = _relocated(self._points, self.centroids, self.labels, self._running, vacant, self._spherical)
+        self._state.copy_(self._ending(new))
+        self._updates += 1
+        self.before.copy_(self.centroids)
+        self.centroids.copy_(new)
+
+    def shift(self, other: torch.Tensor) -> torch.Tensor:
+        """The squared Frobenius norm of the way from the centroids to others: () float64."""
+        return ops.inertia(other, self.centroids, self._own)
+
+    def _ending(self, new: torch.Tensor) -> torch.Tensor:
+        still = (self._n_moved == 0) & (new == self.centroids).all()
+        return torch.where(still, _LABELS, torch.where(self.shift(new) <= self._tol, _TOL, _GOING))
 
 
 def _means(sums: ops.ClusterSums, centroids: torch.Tensor, spherical: bool) -> torch.Tensor:
