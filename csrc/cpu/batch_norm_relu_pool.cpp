@@ -37,12 +37,24 @@ struct Lanes {
   static Reals load(const T* p) { return *reinterpret_cast<const Reals*>(p); }
   static void store(T* p, Reals v) { *reinterpret_cast<Reals*>(p) = v; }
   static void add(double* p, Reals v) { *reinterpret_cast<Wide*>(p) += __builtin_convertvector(v, Wide); }
+  // GCC 12 takes conversions from and to bytes apart lane by lane.
   static Integers load_bytes(const uint8_t* p) {
+#if defined(__AVX512F__)
+    if constexpr (L == 16) {
+      return (Integers)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    }
+#elif defined(__AVX2__)
+    if constexpr (L == 8) {
+      return (Integers)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    }
+#endif
     return __builtin_convertvector(*reinterpret_cast<const Bytes*>(p), Integers);
   }
   static void store_bytes(uint8_t* p, Integers v) {
-#if defined(__AVX2__)
-    if constexpr (L * sizeof(T) == 32 && sizeof(T) == 4) {  // which GCC 12 takes apart lane by lane
+#if defined(__AVX512F__)
+    if constexpr (L == 16) return _mm512_mask_cvtepi32_storeu_epi8(p, 0xffff, (__m512i)v);
+#elif defined(__AVX2__)
+    if constexpr (L == 8) {
       const __m256i words = _mm256_packs_epi32((__m256i)v, (__m256i)v);
       const __m256i bytes = _mm256_packus_epi16(words, words);
       const int low = _mm256_extract_epi32(bytes, 0), high = _mm256_extract_epi32(bytes, 4);

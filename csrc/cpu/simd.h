@@ -253,9 +253,9 @@ static inline Ints add_products(Ints acc, Ints a, Ints b) {
 
 // 4 x kFloats integers from -128 to 127, with 128 added.
 static inline void store_offset_bytes(uint8_t* p, const Ints v[4]) {
-  typedef uint8_t Bytes __attribute__((vector_size(kFloats), aligned(1), may_alias));
+  // Of a conversion GCC 12 makes an insertion for every byte.
   for (int i = 0; i < 4; ++i) {
-    *reinterpret_cast<Bytes*>(p + i * kFloats) = __builtin_convertvector(v[i] + 128, Bytes);
+    _mm512_mask_cvtepi32_storeu_epi8(p + i * kFloats, 0xffff, (__m512i)(v[i] + 128));
   }
 }
 
