@@ -329,7 +329,7 @@ FAULTS = [
     Fault(
         "centroids where a captured graph does not look",
         "dcfast/cluster/lloyd.py",
-        "self.centroids.copy_(torch.where(updated, new, self.centroids))",
+        "torch.where(updated, new, self.centroids, out=self.centroids)",
         "self.centroids = torch.where(updated, new, self.centroids)",
         "tests/test_lloyd.py -k replayed",
     ),

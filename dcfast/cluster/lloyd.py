@@ -22,7 +22,7 @@ _AHEAD = {"cpu": 1, "cuda": 4}
 # these. Beyond them the host is ahead anyway, and a graph would keep the work's memory to itself.
 _LAUNCH_BOUND = {"cpu": 0, "cuda": 2**32}
 # How a run stands. Vacant clusters are the host's to fill.
-_GOING, _LABELS, _TOL, _OBJECTIVE, _VACANT = range(5)
+_STATES = _GOING, _LABELS, _TOL, _OBJECTIVE, _VACANT = range(5)
 _CONVERGED = {_GOING: None, _LABELS: "labels", _TOL: "tol", _OBJECTIVE: "objective"}
 
 # Called once per iteration with its number and the rows that changed their label (all of them at first).
@@ -177,6 +177,8 @@ class _Run:
         self._state, self._updates, self._n_moved = self.status
         self._new_labels = torch.empty_like(self.labels)
         self._own = torch.arange(k, device=device)
+        # On the device, where numbers of Python's would be written anew for each use.
+        self._code = torch.arange(len(_STATES), device=device)
         self._running = ops.RunningSums(k, points.grid, points.weight_grid, device)
         self._bounds = ops.distance_bounds(n, points.n_features, device)
 
@@ -189,15 +191,15 @@ class _Run:
             if self._empty == "split":
                 new = _split(new, sums.counts, self._seed, self._updates, self._spherical)
             goes_on = self._state == _GOING
-            self._n_moved.copy_(torch.where(goes_on, n_moved, self._n_moved))
+            torch.where(goes_on, n_moved, self._n_moved, out=self._n_moved)
             found = self._ending(new)
             if self._empty == "farthest":
-                found = torch.where((sums.counts == 0).any(), _VACANT, found)
+                found = torch.where((sums.counts == 0).any(), self._code[_VACANT], found)
             updated = goes_on & (found != _VACANT)
             self.before.copy_(self.centroids)
-            self.centroids.copy_(torch.where(updated, new, self.centroids))
+            torch.where(updated, new, self.centroids, out=self.centroids)
             self._updates += updated
-            self._state.copy_(torch.where(goes_on, found, self._state))
+            torch.where(goes_on, found, self._state, out=self._state)
 
     def assign(self, *, move: bool = False) -> torch.Tensor:
         """Bring the labels up to date, and the sums if they shall `move` too; the number of rows that changed."""
@@ -226,7 +228,8 @@ class _Run:
 
     def _ending(self, new: torch.Tensor) -> torch.Tensor:
         still = (self._n_moved == 0) & (new == self.centroids).all()
-        return torch.where(still, _LABELS, torch.where(self.shift(new) <= self._tol, _TOL, _GOING))
+        moves_on = torch.where(self.shift(new) <= self._tol, self._code[_TOL], self._code[_GOING])
+        return torch.where(still, self._code[_LABELS], moves_on)
 
 
 def _means(sums: ops.ClusterSums, centroids: torch.Tensor, spherical: bool) -> torch.Tensor:
