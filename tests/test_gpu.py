@@ -10,7 +10,7 @@ from support.sobel import make as make_images
 
 from dcfast import BisectingKMeans, KMeans, MiniBatchKMeans, PCAWhiten, info, ops
 from dcfast.cluster import replay
-from dcfast.cluster.points import unit
+from dcfast.cluster.sphere import unit
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,9 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 
 from dcfast import BisectingKMeans, KMeans, MiniBatchKMeans, kmeans_plusplus
-from dcfast.cluster.points import DEFAULT_MEMORY, InMemory, Sliced, Streamed, open_points, parse_memory
+from dcfast.cluster.blocks import Sliced, Streamed
+from dcfast.cluster.inputs import DEFAULT_MEMORY, open_points, parse_memory
+from dcfast.cluster.points import InMemory
 
 N, D, K = 500, 6, 7
 WEIGHT = np.random.RandomState(5).rand(N)

@@ -8,8 +8,9 @@ import scipy.sparse
 import torch
 
 from dcfast import KMeans
-from dcfast.cluster.points import OnDevice, Sliced, open_points
-from dcfast.cluster.transfer import on_device
+from dcfast.cluster.blocks import Sliced
+from dcfast.cluster.inputs import open_points
+from dcfast.cluster.transfer import OnDevice, on_device
 
 N, D, K = 700, 6, 9
 ARGUMENTS = {"n_clusters": K, "n_init": 1, "max_iter": 5, "random_state": 0}

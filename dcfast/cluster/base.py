@@ -17,7 +17,9 @@ from sklearn.utils.validation import check_is_fitted
 import dcfast
 from dcfast.cluster import arrays
 from dcfast.cluster import init as starts
-from dcfast.cluster.points import InMemory, Points, open_points, unit
+from dcfast.cluster.inputs import open_points
+from dcfast.cluster.points import InMemory, Points
+from dcfast.cluster.sphere import unit
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -13,8 +13,9 @@ from sklearn.utils import check_random_state
 from dcfast import ops
 from dcfast.cluster import arrays
 from dcfast.cluster.init import local_trials
+from dcfast.cluster.inputs import open_points
 from dcfast.cluster.lloyd import lloyd
-from dcfast.cluster.points import InMemory, open_points
+from dcfast.cluster.points import InMemory
 
 
 class Problems(NamedTuple):

@@ -14,8 +14,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from dcfast import ops
 from dcfast.cluster import arrays
 from dcfast.cluster.base import BaseKMeans, unfitted_on_error
+from dcfast.cluster.inputs import open_points
 from dcfast.cluster.lloyd import Lloyd, lloyd
-from dcfast.cluster.points import Points, open_points
+from dcfast.cluster.points import Points
 
 
 class _Leaf(NamedTuple):

@@ -10,8 +10,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, validate_params
 
 from dcfast.cluster import arrays, init
+from dcfast.cluster.inputs import open_points
 from dcfast.cluster.kmeans import KMeans
-from dcfast.cluster.points import open_points
 
 
 @validate_params({"return_n_iter": ["boolean"]}, prefer_skip_nested_validation=False)

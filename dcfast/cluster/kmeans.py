@@ -16,8 +16,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from dcfast.cluster import batched
 from dcfast.cluster.base import BaseKMeans, unfitted_on_error
+from dcfast.cluster.inputs import open_points
 from dcfast.cluster.lloyd import Callback, Lloyd, lloyd
-from dcfast.cluster.points import Points, open_points
+from dcfast.cluster.points import Points
 from dcfast.cluster.ranks import ProcessGroup, Ranks
 
 

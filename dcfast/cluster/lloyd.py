@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 
 from dcfast import ops
-from dcfast.cluster.points import InMemory, Points, unit
+from dcfast.cluster.points import InMemory, Points
 from dcfast.cluster.replay import Replayed
+from dcfast.cluster.sphere import unit
 
 # Iterations that a device is given before the host looks at how the last ones went: to look costs a round trip in which
 # a GPU idles, and iterations past the end of a run change nothing. A processor would only do those for nothing. Even on

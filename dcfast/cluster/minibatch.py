@@ -16,7 +16,8 @@ from sklearn.utils._param_validation import Interval
 from dcfast import ops
 from dcfast.cluster import arrays
 from dcfast.cluster.base import BaseKMeans, random_subset, unfitted_on_error
-from dcfast.cluster.points import Points, open_points
+from dcfast.cluster.inputs import open_points
+from dcfast.cluster.points import Points
 
 
 class MiniBatchKMeans(BaseKMeans):

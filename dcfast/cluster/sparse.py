@@ -11,7 +11,9 @@ import torch
 
 from dcfast import ops
 from dcfast.cluster import arrays
-from dcfast.cluster.points import Points, block_rows, norms_from
+from dcfast.cluster.blocks import block_rows
+from dcfast.cluster.points import Points
+from dcfast.cluster.sphere import norms_from
 
 # An element of a dense row takes a tenth to a twentieth of the time of a non-zero: its products are int16, it is read
 # in order, and bounds spare it. A dense matrix that cannot stay in memory would have to be made anew in every pass.
@@ -92,18 +94,17 @@ class Sparse(Points):
     def select(self, rows: torch.Tensor) -> ops.Csr:
         return self.csr[rows]
 
-    def subset(self, rows: torch.Tensor) -> Sparse:
+    def _part(self, rows: torch.Tensor) -> Sparse:
         csr = self.csr[rows]
         indptr, indices, values = (tensor.numpy() for tensor in csr.tensors)
-        part = self._like(csr, type(self.source)((values, indices, indptr), csr.shape))
-        part.sample_weight = None if self.sample_weight is None else self.sample_weight[rows]
-        return part
+        return self._like(csr, type(self.source)((values, indices, indptr), csr.shape))
 
     def closer(self, candidates: torch.Tensor, potential: torch.Tensor | None) -> torch.Tensor:
         with self.ranks.together():
             return ops.csr_closer(self.csr, candidates, potential, self.sample_weight)
 
-    def on_sphere(self, max_memory: int) -> Sparse:
+    def on_sphere(self) -> Sparse:
+        """The rows divided by their norms (see `dcfast.cluster.sphere.unit`)."""
         csr = self.csr
         squares = ops.csr_closer(csr, torch.zeros(1, self.n_features, dtype=self.dtype))[0]
         small = torch.nonzero(squares < 2.0**-960)[:, 0]

@@ -6,7 +6,25 @@ from collections.abc import Iterator
 
 import torch
 
+from dcfast.cluster.points import Points
+
 Block = tuple[slice, torch.Tensor]
+
+
+class OnDevice(Points):
+    """The rows of other points, worked on by another device."""
+
+    def __init__(self, points: Points, device: torch.device) -> None:
+        self.points, self.device = points, device
+        self.n_samples, self.n_features = points.n_samples, points.n_features
+        self.dtype, self.source = points.dtype, points.source
+        self.answer = lambda tensor: points.answer(tensor.to(points.device))
+
+    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        yield from on_device(self.points.blocks(), self.device)
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.points.take(rows.to(self.points.device)).to(self.device)
 
 
 def on_device(blocks: Iterator[Block], device: torch.device) -> Iterator[Block]:

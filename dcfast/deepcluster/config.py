@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dcfast.cluster.points import parse_memory
+from dcfast.cluster.inputs import parse_memory
 from dcfast.deepcluster.clusterers import KMEANS, find_clusterer
 from dcfast.deepcluster.keyed import MAX_SEED
 from dcfast.deepcluster.torchrun import local_size

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dcfast import KMeans, PCAWhiten, ops
-from dcfast.cluster.points import open_points, parse_memory
+from dcfast.cluster.inputs import open_points, parse_memory
 from dcfast.cluster.ranks import Ranks
 from dcfast.cluster.whiten import BLOCK_ROWS
 from dcfast.deepcluster.clusterers import KMEANS, cluster_by
