@@ -62,7 +62,7 @@ def as_numbers(array: Any, name: str) -> torch.Tensor:
     return numbers
 
 
-def as_points(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 1) -> torch.Tensor:
+def as_points(estimator: BaseEstimator, X: Any, *, reset: bool) -> torch.Tensor:
     """Validate `X` of shape (n_samples, n_features) and view it as a floating tensor on its own device.
 
     Integers and other types become float64, as scikit-learn does. Sets or checks `n_features_in_`, and
@@ -83,7 +83,6 @@ def as_points(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 
             reset=reset,
             dtype=[np.float64, np.float32],
             order="C",
-            ensure_min_samples=min_rows,
             ensure_all_finite=False,
         )
         points = from_numpy(array)
@@ -91,8 +90,8 @@ def as_points(estimator: BaseEstimator, X: Any, *, reset: bool, min_rows: int = 
         return points
     if X.dim() != 2:
         raise ValueError(f"X has shape {tuple(X.shape)}: expected (n_samples, n_features); reshape it")
-    if X.shape[0] < min_rows or X.shape[1] < 1:
-        raise ValueError(f"X has shape {tuple(X.shape)}: expected at least {min_rows} sample(s) and 1 feature")
+    if X.shape[0] < 1 or X.shape[1] < 1:
+        raise ValueError(f"X has shape {tuple(X.shape)}: expected at least 1 sample(s) and 1 feature")
     if X.dtype not in FLOATS:
         X = X.double()
     X = X.detach()

@@ -33,7 +33,6 @@ def open_points(
     *,
     reset: bool,
     sample_weight: Any = None,
-    min_rows: int = 1,
     at_least: torch.dtype | None = None,
     max_memory: int | str | None = None,
     spherical: bool = False,
@@ -73,8 +72,8 @@ def open_points(
     ranks = ranks or Ranks()
     with ranks.together():
         memory = parse_memory(max_memory)
-        min_here = min_rows if ranks.size == 1 else 0
-        points = _open(estimator, X, reset, min_here, at_least, min(memory, _STREAM_MEMORY) if device else memory)
+        min_rows = 1 if ranks.size == 1 else 0  # the others may have some
+        points = _open(estimator, X, reset, min_rows, at_least, min(memory, _STREAM_MEMORY) if device else memory)
         place = points.device if device is None else find_device(device)
         if place != points.device:
             if place.type == "cuda" and max_memory is None:
@@ -86,9 +85,9 @@ def open_points(
         points = _loaded(points, memory)
         points.sample_weight = arrays.sample_weights(sample_weight, points.n_samples, points.device)
     _join(points, ranks)
-    if points.total < min_rows or points.n_features < 1:
+    if points.total < 1 or points.n_features < 1:
         shape = (points.total, points.n_features)
-        raise ValueError(f"X has shape {shape}: expected at least {min_rows} sample(s) and 1 feature")
+        raise ValueError(f"X has shape {shape}: expected at least 1 sample(s) and 1 feature")
     if points.sample_weight is not None:
         some = torch.tensor([bool((points.sample_weight > 0).any())], dtype=torch.int64)
         if not int(ranks.sum(some)):
@@ -136,7 +135,7 @@ def _open(
     answer = arrays.answer_like(X)
     if isinstance(X, torch.Tensor) and (X.layout != torch.strided or X.is_meta):
         raise TypeError(f"X is a {X.layout} tensor on {X.device}: expected a dense one with data; use .to_dense()")
-    if _needs_no_conversion(estimator, X, min_rows, reset):
+    if _needs_no_conversion(estimator, X, reset):
         estimator.n_features_in_ = X.shape[1]
     elif not isinstance(X, (torch.Tensor, np.memmap)) and not arrays.is_foreign(X):
         X = validate_data(
@@ -181,14 +180,14 @@ def _open_file(path: str | os.PathLike) -> np.memmap:
     return array
 
 
-def _needs_no_conversion(estimator: Any, X: Any, min_rows: int, reset: bool) -> bool:
+def _needs_no_conversion(estimator: Any, X: Any, reset: bool) -> bool:
     """Whether `validate_data` would find nothing to do: in which it takes as long as the labels of 1,000 rows."""
     return (
         type(X) is np.ndarray
         and X.ndim == 2
         and X.dtype in arrays.NUMPY.values()
-        and X.shape[0] >= min_rows
-        and X.shape[1] == (max(1, X.shape[1]) if reset else estimator.n_features_in_)
+        and X.size > 0
+        and (reset or X.shape[1] == estimator.n_features_in_)
         and not hasattr(estimator, "feature_names_in_")
     )
 
