@@ -100,7 +100,7 @@ def lloyd(
     if isinstance(points, InMemory) and points.is_small(k) and is_plain:
         runs = ops.lloyd(
             points.x,
-            points.bounds,
+            points.offsets,
             centroids[None],
             sample_weight=points.sample_weight,
             max_iter=max_iter,

@@ -241,7 +241,7 @@ class InMemory(Points):
             return ops.assign(self.x, centroids)
 
     @property
-    def bounds(self) -> torch.Tensor:
+    def offsets(self) -> torch.Tensor:
         """The offsets of the one problem, for ops that take many."""
         return torch.tensor([0, self.n_samples])
 
