@@ -8,7 +8,6 @@ a cache, and the digest and the checksum of each image tell of every other damag
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ import PIL
 from PIL import Image
 
 from dcfast.deepcluster.models import IMAGENET_STD
+from dcfast.deepcluster.rundir import is_full, replacing
 
 if TYPE_CHECKING:
     from dcfast.deepcluster.data import Source
@@ -234,12 +234,11 @@ def write_cache(
     """
     path = Path(layout.path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     records = np.zeros(len(candidates), dtype=_RECORD)
     errors: dict[int, str] = {}
     start = len(_MAGIC)
     try:
-        with partial.open("wb") as file:
+        with replacing(path) as file:
             file.write(_MAGIC)
             for row, (stamp, one) in enumerate(zip(stamps, looked, strict=True)):
                 record = records[row]
@@ -257,12 +256,8 @@ def write_cache(
             text = json.dumps({**layout.describe(), "names": names, "errors": errors}).encode()
             table = text + records.tobytes()
             file.write(table + _TRAILER.pack(start, len(text), _digest(table)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
         written = int(np.count_nonzero(records["start"])) + len(errors)
         needed = start * len(candidates) // max(1, written)

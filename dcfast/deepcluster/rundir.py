@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -10,14 +11,14 @@ import shlex
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
 
-__all__ = ["FORMATS", "RunDir", "decoded", "is_full", "mapped_array", "replace", "saved"]
+__all__ = ["FORMATS", "RunDir", "decoded", "is_full", "mapped_array", "replace", "replacing", "saved"]
 
 T = TypeVar("T")
 
@@ -217,23 +218,36 @@ def mapped_array(n_rows: int, width: int, folder: Path | None) -> np.memmap:
         return np.memmap(file, dtype=np.float32, shape=(n_rows, width), mode="r+")
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a neighbour of ``path`` for writing; in the end it is flushed to disk and renamed to ``path``.
+
+    After an error ``path`` is as it was, and nothing else is left.
+    """
+    partial = _partial(path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # half a file would only keep a full disk full
+        raise
+
+
 def replace(path: Path, content: bytes | memoryview) -> None:
-    """Write a neighbour of ``path``, flush it to disk, and rename it to ``path``.
+    """Write a file by `replacing`.
 
     Raises
     ------
     OSError
         If it cannot be written: ``path`` is as it was, and nothing else is left. Of a full disk it names the remedy.
     """
-    partial = _partial(path)
     try:
-        with partial.open("wb") as file:
+        with replacing(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)  # half a file would only keep a full disk full
+    except OSError as error:
         if not is_full(error):
             raise
         full = OSError(f"the disk is full: {path} was not written. Make room for {len(content):,} bytes and try again")
@@ -241,9 +255,9 @@ def replace(path: Path, content: bytes | memoryview) -> None:
         raise full from error
 
 
-def is_full(error: BaseException) -> TypeGuard[OSError]:
+def is_full(error: OSError) -> bool:
     """Tell whether an error says that the disk, or the user's share of it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def saved(value: Any) -> memoryview:
