@@ -12,8 +12,8 @@ from dcfast import ops
 
 __all__ = ["InverseSizeCrossEntropy", "InverseSizeLinearCrossEntropy", "SobelConv2d", "WinogradConv2d"]
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 # What a tile of 4x4 outputs and a 3x3 filter cost Winograd's algorithm, in multiplications of the sum itself: the 36 of
 # the tile and what is transformed of it, and 50 ns for the filter. It pays from 32 to 64 tiles on, as measured.
 _TILE_PRODUCTS, _FILTER_PRODUCTS = 45, 5_000
@@ -179,8 +179,8 @@ class SobelConv2d(torch.nn.Module):
         stride: int | Sequence[int] = 1,
         padding: int | Sequence[int] = 0,
         bias: bool = True,
-        mean: Sequence[float] | None = _IMAGENET_MEAN,
-        std: Sequence[float] | None = _IMAGENET_STD,
+        mean: Sequence[float] | None = IMAGENET_MEAN,
+        std: Sequence[float] | None = IMAGENET_STD,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:

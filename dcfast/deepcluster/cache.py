@@ -25,8 +25,8 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from dcfast.deepcluster.models import IMAGENET_STD
 from dcfast.deepcluster.rundir import is_full, replacing
+from dcfast.nn import IMAGENET_STD
 
 if TYPE_CHECKING:
     from dcfast.deepcluster.data import Source

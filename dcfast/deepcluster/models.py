@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dcfast import ops
-from dcfast.nn import SobelConv2d, WinogradConv2d
+from dcfast.nn import IMAGENET_MEAN, IMAGENET_STD, SobelConv2d, WinogradConv2d
 
 __all__ = [
     "VGG16",
@@ -29,9 +29,6 @@ __all__ = [
     "build_top_layer",
     "load_state",
 ]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _NAMED = 3  # keys that an error names
 
