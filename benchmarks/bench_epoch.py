@@ -16,6 +16,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from eager_sobel import EagerSobelConv2d
 from rich.console import Console
 from sklearn.decomposition import PCA
 from torch import nn
@@ -46,28 +47,10 @@ class Noise(torch.utils.data.Dataset):
         return nn.functional.interpolate(coarse, size=32, mode="bilinear")[0].mul(255).byte()
 
 
-class EagerSobelConv(nn.Module):
-    """The three steps one after the other, each a torch op with its own output in memory."""
-
-    def __init__(self, fused):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(fused.weight.detach().clone()), nn.Parameter(fused.bias.detach().clone())
-        self.padding = fused.padding
-        sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
-        self.register_buffer("sobel", torch.stack([sobel, sobel.T])[:, None])
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None])
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
-
-    def forward(self, images):
-        grey = ((images.float() / 255 - self.mean) / self.std).mean(1, keepdim=True)
-        edges = nn.functional.conv2d(grey, self.sobel, padding=1)
-        return nn.functional.conv2d(edges, self.weight, self.bias, padding=self.padding)
-
-
 def eager_conv(layer):
     """The layer by torch's own convolution."""
     if isinstance(layer, SobelConv2d):
-        return EagerSobelConv(layer)
+        return EagerSobelConv2d(layer)
     conv = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, padding=layer.padding)
     conv.load_state_dict(layer.state_dict())
     return conv.to(memory_format=torch.channels_last)

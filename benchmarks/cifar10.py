@@ -13,7 +13,6 @@ import datetime
 import io
 import json
 import os
-import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -23,6 +22,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from gpu.result import commit
 from rich.console import Console
 
 from dcfast.deepcluster import TrainConfig, resume, start
@@ -145,7 +145,7 @@ def learn(folder: Path, work: Path, name: str, seed: int, options: dict[str, Any
         # Of a run that was stopped and went on nobody knows the whole.
         "wall_seconds": None if resumed else round(trained, 1),
         "cpu_seconds": None if resumed else round(trained_used, 1),
-        "commit": commit(),
+        "commit": commit(Path(__file__).parent),
     }
 
 
@@ -171,13 +171,6 @@ def normalise(trainer: Trainer) -> None:
     with torch.inference_mode():
         for images in Batches(CentreCrops(trainer.data, 256), 0, torch.device("cpu")):
             trainer.model.forward_features(images)
-
-
-def commit() -> str:
-    """Return the commit that is measured."""
-    given = os.environ.get("DCFAST_COMMIT")
-    found = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    return given or subprocess.run(found, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def known(results: Path, work: Path) -> dict[tuple[str, int], dict[str, Any]]:

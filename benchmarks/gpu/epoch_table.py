@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from eager_sobel import EagerSobelConv2d
 from rich.console import Console
-from torch import nn
-from torch.nn import functional as F
 
 from dcfast.deepcluster import TrainConfig
 from dcfast.deepcluster.cache import CacheLayout
@@ -29,7 +28,6 @@ from dcfast.deepcluster.stages import extract_features, train_epoch
 
 from .case import Case
 from .measure import Call
-from .sobel_table import _X, MEAN, STD
 
 # Name, architecture, side of the frames' two sides, crops, clusters, frames, images per call.
 _SIZES = (
@@ -63,26 +61,6 @@ class Problem(NamedTuple):
     device: torch.device
 
 
-class Definition(nn.Module):
-    """Grey, Sobel and convolution one after the other, with the weights of a fused layer."""
-
-    sobel: torch.Tensor
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(self, fused: Any) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(fused.weight.detach().clone()), nn.Parameter(fused.bias.detach().clone())
-        self.stride, self.padding = fused.stride, fused.padding
-        self.register_buffer("sobel", torch.stack([_X, _X.T])[:, None])
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
-        self.register_buffer("std", torch.tensor(STD)[:, None, None])
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        grey = ((images.float() / 255 - self.mean) / self.std).mean(1, keepdim=True)
-        return F.conv2d(F.conv2d(grey, self.sobel, padding=1), self.weight, self.bias, self.stride, self.padding)
-
-
 def _network(problem: Problem, fused: bool) -> Backbone:
     torch.manual_seed(0)
     config = problem.config
@@ -90,7 +68,7 @@ def _network(problem: Problem, fused: bool) -> Backbone:
     assert config.image_size
     model: Any = build_model(config.arch, config.image_size)
     if not fused:
-        model.features[0] = Definition(model.features[0])
+        model.features[0] = EagerSobelConv2d(model.features[0])
     return model.to(problem.device, memory_format=torch.channels_last)
 
 

@@ -47,7 +47,8 @@ def first_line(*command: str) -> str:
 
 def commit(root: Path) -> str:
     """DCFAST_COMMIT, else that of the repository."""
-    return os.environ.get("DCFAST_COMMIT") or first_line("git", "-C", str(root), "rev-parse", "HEAD")
+    given = os.environ.get("DCFAST_COMMIT")
+    return given or first_line("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40")
 
 
 def _version(package: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn import functional as F
+from eager_sobel import SOBEL, sobel_conv2d
 
 from dcfast import ops
 
@@ -14,7 +14,6 @@ from .case import Case
 from .measure import Call, rotation
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_X = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
 _FILTERS, _KERNEL, _STRIDE, _PADDING = 96, 11, 4, 2
 # Name, dtype of the images, dtype of the weights and the output.
 KINDS = {
@@ -48,17 +47,13 @@ def make(n: int, side: int, image: torch.dtype, dtype: torch.dtype, device: torc
     weight = (normal(_FILTERS, 2, _KERNEL, _KERNEL) / (2 * _KERNEL**2) ** 0.5).to(dtype)
     out = (side + 2 * _PADDING - _KERNEL) // _STRIDE + 1
     mean, std = (torch.tensor(v, dtype=torch.float64, device=device) for v in (MEAN, STD))
-    sobel = torch.stack([_X, _X.T])[:, None].to(device, dtype)
+    sobel = SOBEL.to(device, dtype)
     return Layer(pixels, weight, normal(_FILTERS).to(dtype), normal(n, _FILTERS, out, out).to(dtype), mean, std, sobel)
 
 
 def definition(layer: Layer, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """The three steps as torch ops, in the dtype of the weight."""
-    dtype = weight.dtype
-    x = layer.image.to(dtype) / 255 if layer.image.dtype == torch.uint8 else layer.image.to(dtype)
-    mean, std = (v.to(dtype)[:, None, None] for v in (layer.mean, layer.std))
-    grey = ((x - mean) / std).mean(1, keepdim=True)
-    return F.conv2d(F.conv2d(grey, layer.sobel.to(dtype), padding=1), weight, bias, _STRIDE, _PADDING)
+    return sobel_conv2d(layer.image, weight, bias, _STRIDE, _PADDING, layer.mean, layer.std, layer.sobel)
 
 
 def ours(layer: Layer, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
