@@ -24,9 +24,10 @@ from torch import nn
 from dcfast.deepcluster.cache import CacheLayout
 from dcfast.deepcluster.config import TrainConfig
 from dcfast.deepcluster.crops import Batches, CentreCrops, RandomCrops
-from dcfast.deepcluster.data import check_images, open_source
+from dcfast.deepcluster.data import check_images
 from dcfast.deepcluster.models import SmallConvNet, build_top_layer
 from dcfast.deepcluster.progress import Display, shares
+from dcfast.deepcluster.sources import open_source
 from dcfast.deepcluster.stages import cluster_features, extract_features, train_epoch
 from dcfast.nn import SobelConv2d, WinogradConv2d
 

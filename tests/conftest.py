@@ -157,9 +157,10 @@ def _write_run(folder, *, names=("thin", "thick"), per_class=12, labelled=True, 
     from PIL import Image
 
     from dcfast.deepcluster import TrainConfig
-    from dcfast.deepcluster.data import check_images, describe_source, open_source
+    from dcfast.deepcluster.data import check_images, describe_source
     from dcfast.deepcluster.run import initial_model
     from dcfast.deepcluster.rundir import RunDir
+    from dcfast.deepcluster.sources import open_source
 
     root = folder / "images"
     rng = np.random.default_rng(0)

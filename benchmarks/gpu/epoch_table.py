@@ -21,9 +21,10 @@ from rich.console import Console
 
 from dcfast.deepcluster import TrainConfig
 from dcfast.deepcluster.cache import CacheLayout
-from dcfast.deepcluster.data import ImageData, check_images, open_source
+from dcfast.deepcluster.data import ImageData, check_images
 from dcfast.deepcluster.models import Backbone, build_model, build_top_layer
 from dcfast.deepcluster.progress import Display
+from dcfast.deepcluster.sources import open_source
 from dcfast.deepcluster.stages import extract_features, train_epoch
 
 from .case import Case

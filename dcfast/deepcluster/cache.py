@@ -19,23 +19,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import PIL
 from PIL import Image
 
 from dcfast.deepcluster.rundir import is_full, replacing
+from dcfast.deepcluster.sources import Source, Stamp
 from dcfast.nn import IMAGENET_STD
 
-if TYPE_CHECKING:
-    from dcfast.deepcluster.data import Source
-
-__all__ = ["CacheLayout", "CachedImages", "Checked", "Stamp", "open_cache", "write_cache"]
-
-# Bytes, time of the last change in nanoseconds, and label of the file that an image comes from; None for an image of
-# which only decoding tells whether it changed.
-Stamp = tuple[int, int, int] | None
+__all__ = ["CacheLayout", "CachedImages", "Checked", "open_cache", "write_cache"]
 
 _MAGIC = b"dcfast\x00\x01"  # the last byte is the version of the format
 _TRAILER = struct.Struct("<qq16s")  # where the text begins, its length, digest of text and table

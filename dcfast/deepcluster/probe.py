@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dcfast.deepcluster.config import TrainConfig, find_device
 from dcfast.deepcluster.crops import Batches, CentreCrops
-from dcfast.deepcluster.data import FolderSource, ImageData, check_images
+from dcfast.deepcluster.data import ImageData, check_images
 from dcfast.deepcluster.keyed import Stream, generator
 from dcfast.deepcluster.linear import MOMENTUM, accuracy, fit_linear
 from dcfast.deepcluster.models import Backbone
@@ -32,6 +32,7 @@ from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.report import write_report
 from dcfast.deepcluster.run import Run, load_run
 from dcfast.deepcluster.rundir import mapped_array
+from dcfast.deepcluster.sources import FolderSource
 from dcfast.deepcluster.trainer import reproducible
 
 __all__ = ["LayerAccuracy", "LayerProbe", "ProbeResult", "pooling", "probe", "probe_network", "split_by_class"]

@@ -17,12 +17,13 @@ from PIL import Image
 
 from dcfast.deepcluster.charts import bar_chart, line_chart, size_chart, stacked_chart
 from dcfast.deepcluster.config import CUSTOM
-from dcfast.deepcluster.data import ImageData, Unreadable
+from dcfast.deepcluster.data import ImageData
 from dcfast.deepcluster.filters import first_filters, gradient_tiles, image_filters, mosaic
 from dcfast.deepcluster.metrics import cluster_sizes
 from dcfast.deepcluster.page import number, page
 from dcfast.deepcluster.progress import bound, shares
 from dcfast.deepcluster.run import Run, load_run
+from dcfast.deepcluster.sources import Unreadable
 
 __all__ = ["train_command", "write_report"]
 

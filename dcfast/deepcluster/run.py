@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from dcfast.deepcluster.config import CUSTOM, TrainConfig
-from dcfast.deepcluster.data import ImageData, Source, open_source
+from dcfast.deepcluster.data import ImageData
 from dcfast.deepcluster.keyed import Stream, torch_draws
 from dcfast.deepcluster.models import Backbone, CustomBackbone, build_model, load_state
 from dcfast.deepcluster.rundir import RunDir
+from dcfast.deepcluster.sources import Source, open_source
 
 __all__ = ["SAME_NETWORK", "Run", "initial_model", "load_run", "starting_model"]
 

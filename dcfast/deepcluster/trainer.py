@@ -23,7 +23,7 @@ from dcfast.cluster.ranks import Ranks
 from dcfast.deepcluster import report
 from dcfast.deepcluster.cache import CacheLayout
 from dcfast.deepcluster.config import CUSTOM, TrainConfig, find_device
-from dcfast.deepcluster.data import DatasetSource, ImageData, Source, check_images, describe_source, open_source
+from dcfast.deepcluster.data import ImageData, check_images, describe_source
 from dcfast.deepcluster.interrupt import Interrupted
 from dcfast.deepcluster.keyed import Stream, torch_draws
 from dcfast.deepcluster.metrics import ami, cluster_sizes, moved_points, nmi, settled
@@ -32,6 +32,7 @@ from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.run import SAME_NETWORK, initial_model, starting_model
 from dcfast.deepcluster.rundir import RunDir, is_full
 from dcfast.deepcluster.sampler import plain_order, uniform_order
+from dcfast.deepcluster.sources import DatasetSource, Source, open_source
 from dcfast.deepcluster.stages import check_ranks, cluster_features, extract_features, train_epoch
 from dcfast.deepcluster.torchrun import all_ranks
 from dcfast.deepcluster.weights import load_weights

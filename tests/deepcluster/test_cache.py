@@ -15,9 +15,10 @@ from dcfast.deepcluster import TrainConfig, load_run, report, resume, start
 from dcfast.deepcluster import cache as caching
 from dcfast.deepcluster.cache import CacheLayout
 from dcfast.deepcluster.crops import Batches, CentreCrops
-from dcfast.deepcluster.data import FolderSource, check_images, open_source
+from dcfast.deepcluster.data import check_images
 from dcfast.deepcluster.models import build_model
 from dcfast.deepcluster.rundir import RunDir
+from dcfast.deepcluster.sources import FolderSource, open_source
 
 OPTIONS = {"n_clusters": 4, "epochs": 1, "image_size": 16, "batch_size": 16, "pca": 4, "threads": 1, "workers": 0}
 

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from dcfast.deepcluster.crops import Batches, CentreCrops, RandomCrops, centre_box, random_box, resized
-from dcfast.deepcluster.data import DatasetSource, FolderSource, check_images, open_source
+from dcfast.deepcluster.data import check_images
 from dcfast.deepcluster.loader import Loader
+from dcfast.deepcluster.sources import DatasetSource, FolderSource, open_source
 
 
 def _write(path, seed=0, size=(20, 30), mode="RGB"):

@@ -9,8 +9,9 @@ from PIL import Image
 
 from dcfast.deepcluster import TrainConfig, load_run, resume, start
 from dcfast.deepcluster.crops import Batches, CentreCrops, RandomCrops, centre_box, random_box, resized
-from dcfast.deepcluster.data import check_images, open_source
+from dcfast.deepcluster.data import check_images
 from dcfast.deepcluster.regions import Regions, regions
+from dcfast.deepcluster.sources import open_source
 
 SHAPES = {"grey photographs": ((90, 140), (80, 150), 56, 1), "small, in colour": ((24, 40), (24, 40), 32, 3)}
 

@@ -11,10 +11,11 @@ from torch import nn
 
 from dcfast.deepcluster import TrainConfig, load_run, report, resume, rundir, stages, start
 from dcfast.deepcluster.crops import Batches
-from dcfast.deepcluster.data import check_images, open_source
+from dcfast.deepcluster.data import check_images
 from dcfast.deepcluster.models import build_model
 from dcfast.deepcluster.progress import bound, shares
 from dcfast.deepcluster.rundir import RunDir
+from dcfast.deepcluster.sources import open_source
 from dcfast.nn import SobelConv2d
 
 SMALL = TrainConfig(n_clusters=5, epochs=2, limit=40, image_size=8, batch_size=20, pca=8, threads=1, workers=0)

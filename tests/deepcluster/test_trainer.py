@@ -20,10 +20,11 @@ from support.training import SMALL, Silent, assert_equal, assert_same_bits, no_r
 import dcfast
 from dcfast.deepcluster import TrainConfig, load_run, resume, start
 from dcfast.deepcluster import trainer as trainer_module
-from dcfast.deepcluster.data import check_images, open_source
+from dcfast.deepcluster.data import check_images
 from dcfast.deepcluster.interrupt import Interrupted, put_off
 from dcfast.deepcluster.probe import probe
 from dcfast.deepcluster.rundir import RunDir
+from dcfast.deepcluster.sources import open_source
 from dcfast.deepcluster.torchrun import all_ranks
 from dcfast.deepcluster.trainer import Trainer
 
