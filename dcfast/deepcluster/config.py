@@ -26,6 +26,7 @@ PLACES = ("workers", "device")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 _LEAST_SIDE = 8  # of the crops; the smallest network pools three times
+_RESNET_STRIDE = 32  # pixels of an image's side per pixel of a residual network's last maps
 _SMALL_IMAGES = 64  # up to this many pixels a side the small network and its gentler crops are the default
 
 
@@ -102,8 +103,8 @@ class TrainConfig:
     compile : bool
         Compile the network by ``torch.compile``.
     accumulate : int
-        Make the gradient of a step from this many parts of its batch, one after the other: less memory, the same
-        gradient, except that batch normalisation sees each part by itself.
+        Make the gradient of a step from this many parts of its batch, one after the other, of two images at least: less
+        memory, the same gradient, except that batch normalisation sees each part by itself.
     max_memory : int, str or None
         Bytes (or such as '8GiB') of features to hold in memory; more are kept in a file in the run directory, with the
         same results. By default half of the memory of the device; of the machine, shared by its processes.
@@ -214,7 +215,7 @@ class TrainConfig:
         ------
         ValueError
             If there are fewer images than clusters, the cache would hold smaller images than the crops, the network has
-            no such option, or a GPU is asked for and there is none.
+            no such option or cannot train on batches of that size, or a GPU is asked for and there is none.
 
         Warns
         -----
@@ -238,6 +239,11 @@ class TrainConfig:
             raise ValueError(
                 f"cache_side={self.cache_side} is less than the crops' {size or default_size} pixels: "
                 "raise --cache-side"
+            )
+        if self.batch_size == 1 and arch.startswith("resnet") and (size or default_size) <= _RESNET_STRIDE:
+            raise ValueError(
+                f"batch_size=1: the last maps of {arch!r} have one pixel at image_size={size or default_size}, and a "
+                "single one cannot be normalised: raise --batch-size"
             )
         device = find_device(self.device)
         if self.precision == "float16" and device.type == "cpu":

@@ -87,9 +87,11 @@ def resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
 def own_part(n_images: int, rank: int, n_ranks: int) -> range:
     """Return which images of a batch a process works on.
 
-    The parts of all processes follow one another and differ by at most one image.
+    The parts follow one another and differ by at most one image. Batch normalisation may refuse a single one: of a
+    batch of fewer than two images for each process the last processes have none.
     """
-    return range(n_images * rank // n_ranks, n_images * (rank + 1) // n_ranks)
+    n_parts = max(1, min(n_ranks, n_images // 2))
+    return range(n_images * min(rank, n_parts) // n_parts, n_images * min(rank + 1, n_parts) // n_parts)
 
 
 def _crops(
@@ -145,7 +147,7 @@ class RandomCrops(torch.utils.data.Dataset[Tensor | Regions]):
     flip : bool
         Mirror every other crop.
     ranks : Ranks, optional
-        The processes that share every batch; `own_part` of it is made here, or the first image where that is none.
+        The processes that share every batch; `own_part` of it is made here, or its first two images where that is none.
     on_device : bool
         Make what the crops are to be scaled from.
     """
@@ -172,9 +174,10 @@ class RandomCrops(torch.utils.data.Dataset[Tensor | Regions]):
 
     def __getitem__(self, number: int) -> Tensor | Regions:
         start = number * self._batch_size
-        own = own_part(len(self._order[start : start + self._batch_size]), self._rank, self._n_ranks) or range(1)
+        batch = self._order[start : start + self._batch_size]
+        own = own_part(len(batch), self._rank, self._n_ranks) or range(len(batch[:2]))
         first = start + own.start
-        members = self._order[first : start + own.stop]
+        members = batch[own.start : own.stop]
         draws = uniform_rows(self._seed, Stream.CROP, self._epoch, first, len(members), _DRAWS)
         images = [self._data.image(index) for index in members]
         boxes = [random_box(image.size, row, self._min_crop) for image, row in zip(images, draws, strict=True)]

@@ -289,7 +289,8 @@ def train_epoch(
     """Train on one epoch's images, their clusters being the targets.
 
     Batch normalisation learns nothing from a single image, and refuses it where its maps have one pixel: an image that
-    would be the last batch by itself is left out, and one that would be the last part of a batch joins the part before.
+    would be the last batch by itself is left out, one that would be the last part of a batch joins the part before, and
+    a batch too small for two images on each rank is shared by fewer of them.
 
     Parameters
     ----------
@@ -367,7 +368,7 @@ def train_epoch(
             batch = targets[done : done + batch_size]
             own = own_part(len(batch), ranks.rank, ranks.size)
             # Every rank takes part in every step: one for which no image is left works for nothing.
-            target, counts = (batch[own.start : own.stop], ranks.size) if own else (batch[:1], 0)
+            target, counts = (batch[own.start : own.stop], ranks.size) if own else (batch[:2], 0)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate(epoch + step / len(crops))
@@ -425,15 +426,15 @@ def _shared(network: nn.Sequential, config: TrainConfig, ranks: Ranks) -> nn.Mod
 
 
 def _part(config: TrainConfig, ranks: Ranks | None = None) -> int:
-    """Images that pass through the network at once."""
+    """Images that pass through the network at once, 2 or more: see `train_epoch`."""
     own = -(-_required(config.batch_size) // (1 if ranks is None else ranks.size))
-    return -(-own // config.accumulate)
+    return max(2, -(-own // config.accumulate))
 
 
 def _parts(n_images: int, size: int) -> list[int]:
     """Return how many images each part of a batch has, none of them a single one if that can be."""
     sizes = [min(size, n_images - start) for start in range(0, n_images, size)]
-    if size > 1 and len(sizes) > 1 and sizes[-1] == 1:
+    if len(sizes) > 1 and sizes[-1] == 1:
         sizes[-2:] = [size + 1]
     return sizes
 

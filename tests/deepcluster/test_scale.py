@@ -136,6 +136,7 @@ def test_parts_make_the_gradient_of_the_whole_batch(balance):
         (17, 1, [8, 8]),  # not 8, 8, 1
         (18, 1, [8, 8, 2]),
         (13, 2, [4, 4, 5]),  # not 4, 4, 4, 1
+        (8, 8, [2, 2, 2, 2]),
         (1, 1, [1]),
     ],
 )

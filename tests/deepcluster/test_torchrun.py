@@ -70,6 +70,14 @@ def test_two_processes_have_the_gradients_of_one(found, folder, name):
     assert not torch.allclose(weights["layers.0.weight"], team.Network().state_dict()["layers.0.weight"], rtol=1e-2)
 
 
+def test_no_process_normalises_an_image_by_itself(found):
+    labels, weights = zip(*(rank["normalised"] for rank in found), strict=True)
+    assert torch.equal(*labels)
+    for key, value in weights[0].items():
+        assert torch.equal(weights[1][key], value)
+    assert int(weights[0]["norm.num_batches_tracked"]) == 18  # the last one, of two images, by the first process alone
+
+
 @pytest.mark.parametrize("arguments", team.ERRORS)
 def test_errors_are_said_once(found, arguments):
     (said, status), (other, other_status) = (rank[arguments] for rank in found)
@@ -84,7 +92,11 @@ def test_errors_are_said_once(found, arguments):
 def test_the_parts_of_a_batch_follow_one_another(n_images, n_ranks):
     parts = [own_part(n_images, rank, n_ranks) for rank in range(n_ranks)]
     assert [number for part in parts for number in part] == list(range(n_images))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    sizes = [len(part) for part in parts if part] or [0]
+    assert max(sizes) - min(sizes) <= 1
+    assert len(sizes) == max(1, min(n_ranks, n_images // 2))
+    assert parts[0] or not n_images  # the statistics of batch normalisation are those of the first
+    assert n_images == 1 or 1 not in sizes
 
 
 def test_a_process_that_is_killed_ends_the_run_with_a_word(folder):

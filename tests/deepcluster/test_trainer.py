@@ -586,6 +586,15 @@ def test_too_few_images_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_batches_that_a_network_cannot_normalise_are_refused():
+    def resolve(size):
+        return TrainConfig(arch="resnet18", batch_size=1, image_size=size).resolve(1797, 8, "digits")
+
+    with pytest.raises(ValueError, match=r"batch_size=1: .* one pixel at image_size=32, .* raise --batch-size"):
+        resolve(32)
+    assert resolve(33).batch_size == 1
+
+
 def test_defaults_follow_the_images():
     photos = TrainConfig().resolve(1_281_167, 375, "folder")
     assert (photos.arch, photos.image_size, photos.n_clusters, photos.min_crop) == ("alexnet", 224, 10_000, 0.08)

@@ -34,8 +34,8 @@ ERRORS = {
 
 
 class Digits(torch.utils.data.Dataset):
-    def __init__(self):
-        self.images = torch.from_numpy(load_digits().images[:N_IMAGES] / 16).float()[:, None]
+    def __init__(self, n_images=N_IMAGES):
+        self.images = torch.from_numpy(load_digits().images[:n_images] / 16).float()[:, None]
 
     def __len__(self):
         return len(self.images)
@@ -59,11 +59,22 @@ class Network(torch.nn.Module):
         return self.layers(images)
 
 
-def fit(options, output):
+class NormalizedNetwork(Network):
+    """With batch normalisation of one value per image and channel, which refuses a single image."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(24)
+
+    def forward(self, images):
+        return self.norm(self.layers(images))
+
+
+def fit(options, output, network=Network, n_images=N_IMAGES):
     """What a run ends with: labels and weights."""
     model = DeepCluster(
-        Network(), 24, n_clusters=30, image_size=8, batch_size=64, lr=0.01, output=output, overwrite=True, **options
-    ).fit(Digits())
+        network(), 24, n_clusters=30, image_size=8, batch_size=64, lr=0.01, output=output, overwrite=True, **options
+    ).fit(Digits(n_images))
     return torch.from_numpy(model.labels_), model.model_.state_dict()
 
 
@@ -87,6 +98,7 @@ def main(folder):
             found[arguments] = train(*arguments, "--output", folder / "error", "--overwrite")
         for name, options in RUNS.items():
             found[name] = fit(options, folder / "run")
+        found["normalised"] = fit({"epochs": 1}, folder / "run", NormalizedNetwork, N_IMAGES + 1)
     Path(folder, f"{os.environ['RANK']}.pickle").write_bytes(pickle.dumps(found))
     # Threads of torch may outlive the group and, once in a hundred runs, abort a process whose interpreter is ending.
     os._exit(0)
