@@ -263,6 +263,7 @@ class TrainConfig:
             threads=self.threads or torch.get_num_threads(),
             workers=(0 if small else 2) if self.workers is None else self.workers,
             device=str(device),
+            init=None if self.init is None else os.path.abspath(self.init),
             cache=None if self.cache is None else os.path.abspath(self.cache),
             max_memory=self.max_memory or _memory(str(device)) // 2,
         )

@@ -437,5 +437,5 @@ def train_command(run: Run, output: str) -> list[str] | None:
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         elif value is not None:
-            words += [f"--{option}", os.path.abspath(value) if name == "init" else str(value)]
+            words += [f"--{option}", str(value)]
     return words
