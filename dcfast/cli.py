@@ -53,7 +53,9 @@ def train(
         int | None, typer.Option(help="Side of the crops: 16 for digits, 32 for small and micro, else 224.")
     ] = None,
     n_clusters: Annotated[int | None, typer.Option(help="k; one cluster per 50 images.")] = None,
-    pca: Annotated[int, typer.Option(help="Principal components that k-means sees.")] = 256,
+    pca: Annotated[
+        int, typer.Option(help="Principal components that k-means sees, at most one per four images.")
+    ] = 256,
     kmeans_iterations: Annotated[int, typer.Option(help="Lloyd iterations per clustering.")] = 20,
     warm_start: Annotated[
         bool, typer.Option("--warm-start/--no-warm-start", help="Start k-means from the last clusters.")

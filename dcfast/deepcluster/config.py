@@ -55,7 +55,7 @@ class TrainConfig:
     n_clusters : int or None
         k. By default one cluster per 50 images, at least 10 and at most the published 10,000.
     pca : int
-        Principal components kept for k-means; clipped to what the data can give.
+        Principal components kept for k-means; at most one per four images, and no more than there are features.
     kmeans_iterations : int
         Lloyd iterations per clustering.
     warm_start : bool

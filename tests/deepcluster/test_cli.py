@@ -65,6 +65,10 @@ def test_mistakes_are_told_in_one_line(dcfast, tmp_path, words, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_help_tells_how_many_components_are_kept(dcfast):
+    assert "at most one per four images" in dcfast("train", "--help").output
+
+
 def test_export_and_start_from_it(dcfast, tmp_path):
     run, weights = tmp_path / "run", tmp_path / "weights.safetensors"
     assert dcfast("train", "digits", "--output", run, "--epochs", 1, *OPTIONS).exit_code == 0
