@@ -16,7 +16,17 @@ from dcfast.deepcluster.clusterers import KMEANS, find_clusterer
 from dcfast.deepcluster.keyed import MAX_SEED
 from dcfast.deepcluster.torchrun import local_size
 
-__all__ = ["ARCHITECTURES", "BALANCES", "CUSTOM", "LR_SCHEDULES", "PLACES", "PRECISIONS", "TrainConfig", "find_device"]
+__all__ = [
+    "ARCHITECTURES",
+    "BALANCES",
+    "CUSTOM",
+    "LR_SCHEDULES",
+    "PLACES",
+    "PRECISIONS",
+    "TrainConfig",
+    "check_compiler",
+    "find_device",
+]
 
 ARCHITECTURES = ("alexnet", "vgg16", "small", "micro", "resnet18", "resnet50")
 CUSTOM = "custom"  # the architecture of a run on a network of the user's own
@@ -311,6 +321,17 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and not available:
         raise ValueError(f"device={name!r}, but torch sees no GPU: use --device cpu")
     return device
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ValueError, with the reason, if torch cannot compile for the device: it takes a C++ compiler on a CPU."""
+    try:
+        torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(2, device=device))
+    except Exception as error:  # each part of the compiler has its own kinds
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"compile=True, but torch cannot compile here ({reason}): mend that, or start a run without --compile"
+        ) from error
 
 
 def _memory(device: str) -> int:

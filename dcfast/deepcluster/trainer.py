@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from dcfast.cluster.ranks import Ranks
 from dcfast.deepcluster import report
 from dcfast.deepcluster.cache import CacheLayout
-from dcfast.deepcluster.config import CUSTOM, TrainConfig, find_device
+from dcfast.deepcluster.config import CUSTOM, TrainConfig, check_compiler, find_device
 from dcfast.deepcluster.data import ImageData, check_images, describe_source
 from dcfast.deepcluster.interrupt import Interrupted
 from dcfast.deepcluster.keyed import Stream, torch_draws
@@ -429,8 +429,11 @@ def start(
     """
     ranks, asked, directory = all_ranks(), config or TrainConfig(), RunDir(output)
     display = _display(display, ranks)
-    find_device(asked.device)  # what can be told before every image is looked at
+    # What can be told before every image is looked at.
+    device = find_device(asked.device)
     ranks.from_first(lambda: directory.require_free(overwrite))
+    if asked.compile:
+        ranks.from_first(lambda: check_compiler(device))
     images = _look(data, asked, display, ranks)
 
     def create() -> TrainConfig:
@@ -500,7 +503,8 @@ def resume(
     ValueError
         If the images or the versions of what computes are not those that the run was started with, a cache is given to
         a run without one (its images may be scaled down, which changes results), another number of epochs to one
-        whose learning rate ends with them, or fewer than it has begun; or if a file of the run is damaged.
+        whose learning rate ends with them, or fewer than it has begun; if it is to be compiled and torch cannot; or if
+        a file of the run is damaged.
     """
     ranks, directory = all_ranks(), RunDir(path)
     display = _display(display, ranks)
@@ -511,6 +515,8 @@ def resume(
         stored = directory.read_config()
         _require_versions(stored["versions"], directory)
         config = TrainConfig.from_dict(stored["options"])
+        if config.compile:
+            check_compiler(torch.device(config.device))
         if cache is not None:
             if config.cache is None:
                 raise ValueError(f"{path} was started without --cache, which may change results: go on without it")

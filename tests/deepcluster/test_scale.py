@@ -1,6 +1,10 @@
 """Precision, parts of batches, compilation, features beyond memory, and what bounds a stage."""
 
 import dataclasses
+import os
+import re
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -190,8 +194,27 @@ def test_compilation_changes_no_result(tmp_path, monkeypatch):
     train(tmp_path / "plain", epochs=1)
     assert not compiled
     train(tmp_path / "compiled", epochs=1, compile=True)
-    assert compiled == [{"dynamic": False}]
+    assert compiled == 2 * [{"dynamic": False}]  # the first to see whether it can be
     assert_same_bits(tmp_path / "plain", tmp_path / "compiled")
+
+
+def test_a_machine_that_cannot_compile_is_told_before_any_image_is_looked_at(tmp_path, make_run, monkeypatch):
+    remedy = r"\): mend that, or start a run without --compile"
+    words = [sys.executable, "-m", "dcfast", "train", "digits", "--compile", "--device", "cpu", "--output", "run"]
+    without = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(words, cwd=tmp_path, env=without, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: compile=True, but torch cannot compile here \(.*C\+\+.*{remedy}\n", done.stderr)
+    assert not (tmp_path / "run").exists()
+
+    def refuse(*_, **__):
+        raise RuntimeError("no compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr("dcfast.deepcluster.trainer.check_images", None)
+    monkeypatch.setattr("dcfast.deepcluster.trainer._require_versions", lambda *_: None)
+    with pytest.raises(ValueError, match=rf"cannot compile here \(no compiler{remedy}"):
+        resume(make_run(compile=True))
 
 
 def test_features_beyond_memory_change_no_bit(tmp_path, monkeypatch):
