@@ -6,6 +6,7 @@ import pickle
 import signal
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -42,7 +43,9 @@ class Loader(Generic[Item]):
         )
 
     def __iter__(self) -> Iterator[Item]:
-        for item in self._loader:
+        with _kept_from_interrupts():
+            items = iter(self._loader)
+        for item in items:
             if isinstance(item, Exception):
                 raise item
             yield item
@@ -82,6 +85,18 @@ def _as_is(item: Item) -> Item:
     return item
 
 
+# A terminal's Ctrl-C reaches all processes; the one that trains ends the others when it is done with them.
+
+
 def _spared(worker: int) -> None:
-    # A terminal's Ctrl-C reaches all processes; the one that trains ends the others when it is done with them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _kept_from_interrupts() -> Iterator[None]:
+    """Keep SIGINT from processes that are made inside the block, for as long as they live: `_spared` runs late."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,6 +1,7 @@
 """Images from anywhere: order, labels, corrupt files, crops that do not depend on the workers."""
 
 import os
+import signal
 import warnings
 
 import numpy as np
@@ -169,6 +170,25 @@ def test_errors_come_from_workers_as_they_were_raised(workers):
         _check(DatasetSource([PIXELS, 3]), workers=workers)
     with pytest.raises(RuntimeError, match=r"^(Stubborn: )?no such$"):
         list(Loader(Failing(Stubborn("no", "such")), workers))
+
+
+def _blocked():
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+class Blocked(torch.utils.data.Dataset):
+    """Whether SIGINT was kept from the process when it began, and is ignored since."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, number):
+        return _blocked() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_workers_never_hear_an_interrupt():
+    assert list(Loader(Blocked(), 1)) == [True]
+    assert not _blocked()
 
 
 def test_corrupt_files_are_named_and_skipped(folder):
