@@ -224,7 +224,9 @@ def write_cache(
     Raises
     ------
     OSError
-        If the disk is full; the message estimates the bytes that the cache needs. Nothing is left behind.
+        If the disk is full; the message estimates the bytes that the cache needs.
+
+    Nothing is left behind by this or any other error, nor by an interruption.
     """
     path = Path(layout.path)
     path.parent.mkdir(parents=True, exist_ok=True)

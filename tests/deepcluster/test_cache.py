@@ -245,6 +245,16 @@ def test_a_full_disk_names_the_option_and_the_bytes(tmp_path, folder, monkeypatc
     assert os.listdir(tmp_path) == ["images"]
 
 
+def test_an_interruption_leaves_no_half_of_a_cache(tmp_path, folder, monkeypatch):
+    def interrupt(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(caching.os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start(folder, tmp_path / "run", TrainConfig(**OPTIONS, cache=str(tmp_path / "cache")), display=Silent())
+    assert os.listdir(tmp_path) == ["images"]
+
+
 def test_options_that_do_not_fit_are_refused(tmp_path):
     config = TrainConfig(**OPTIONS, cache=str(tmp_path / "cache"), cache_side=12, limit=20)
     with pytest.raises(ValueError, match="cache_side=12 is less than the crops' 16 pixels"):
