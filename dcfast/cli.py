@@ -115,10 +115,12 @@ def train(
         _fail("give --output RUN, the directory to write the run to")
     where = resume or output
     assert where is not None  # one of the two is there, or the checks above have failed
+    run = None
 
     def interrupted(stop: KeyboardInterrupt) -> str:
-        if not (where / "config.json").exists():
-            return "interrupted before it began"
+        # A run that is to be replaced is another one.
+        if not (where / "config.json").exists() or (overwrite and run is None):
+            return "interrupted before it began; give the same command again"
         metrics = where / "metrics.jsonl"
         n_epochs = len(metrics.read_text().splitlines()) if metrics.exists() else 0
         steps = getattr(stop, "step", 0)

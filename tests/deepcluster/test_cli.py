@@ -115,9 +115,11 @@ def test_interrupting_tells_how_to_go_on(dcfast, tmp_path, monkeypatch):
     assert "interrupted; epochs 1 to 1 and the first 1 steps of epoch 2 are saved; go on" in done.stderr
     with monkeypatch.context() as patched:
         patched.setattr(Display, "stage", interrupt)
-        done = dcfast("train", "digits", "--output", tmp_path / "other", *OPTIONS)
-    assert done.exit_code == 130
-    assert "interrupted before it began" in done.stderr
+        others = [dcfast("train", "digits", "--output", tmp_path / "other", *OPTIONS)]
+        others.append(dcfast("train", "digits", "--output", run, "--overwrite", *OPTIONS))
+    for done in others:
+        assert done.exit_code == 130
+        assert "interrupted before it began; give the same command again" in done.stderr
     assert dcfast("train", "--resume", run).exit_code == 0
     assert [record["epoch"] for record in load_run(run).metrics] == [1, 2]
 
