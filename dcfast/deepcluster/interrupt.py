@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, put off until a step has ended."""
+"""Ctrl-C and SIGTERM, put off until a step has ended or an epoch is saved."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from dcfast.deepcluster.clusterers import KMEANS, cluster_by
 from dcfast.deepcluster.config import CUSTOM, TrainConfig
 from dcfast.deepcluster.crops import Batches, CentreCrops, RandomCrops, own_part
 from dcfast.deepcluster.data import ImageData
-from dcfast.deepcluster.interrupt import Interrupted, put_off
+from dcfast.deepcluster.interrupt import Interrupted, Request, put_off
 from dcfast.deepcluster.keyed import Stream, seed_for, torch_draws
 from dcfast.deepcluster.metrics import cluster_sizes
 from dcfast.deepcluster.models import Backbone
@@ -330,7 +330,7 @@ def train_epoch(
     FloatingPointError
         Soon after the loss is no longer finite.
     Interrupted
-        After the step in which Ctrl-C or SIGTERM came; with several ranks soon after, on all of them.
+        After the step in which Ctrl-C or SIGTERM came, the last one too; with several ranks soon after, on all of them.
     """
     ranks = ranks or Ranks()
     device = top_layer.weight.device
@@ -359,7 +359,7 @@ def train_epoch(
     total = torch.zeros((), dtype=torch.float64, device=device)
     if ranks.rank == 0:
         total += total_before
-    done, note = first * batch_size, ""
+    done, note, everywhere = min(first * batch_size, len(order)), "", total_before
     start = time.perf_counter()
     model.train()
     with put_off(patient=ranks.size > 1) as asked, display.stage("training", len(order)) as advance:
@@ -394,7 +394,7 @@ def train_epoch(
             # Several ranks look at the same steps: none may wait for another that has ended.
             looks = step % _SHOW_EVERY == 0 or done == len(order)
             if looks or (asked.signal and ranks.size == 1):
-                everywhere, number = ranks.sum(total).item(), int(ranks.maximum(torch.tensor(asked.signal)))
+                everywhere, number = ranks.sum(total).item(), _asked(asked, ranks)
                 mean = everywhere / done
                 # NaN and infinity never leave a sum, so a look now and then misses none.
                 if not np.isfinite(mean):
@@ -411,7 +411,14 @@ def train_epoch(
     for buffer in model.buffers():
         buffer.copy_(ranks.first(buffer))
     waiting["training"] = waiting.get("training", 0.0) + batches.waited
-    return mean
+    if number := _asked(asked, ranks):  # in the last step, or since
+        raise Interrupted(len(crops), everywhere, number)
+    return everywhere / len(order)
+
+
+def _asked(request: Request, ranks: Ranks) -> int:
+    """Return the signal that has come to any rank, or 0."""
+    return int(ranks.maximum(torch.tensor(request.signal)))
 
 
 def _shared(network: nn.Sequential, config: TrainConfig, ranks: Ranks) -> nn.Module:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import platform
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from dcfast.deepcluster import report
 from dcfast.deepcluster.cache import CacheLayout
 from dcfast.deepcluster.config import CUSTOM, TrainConfig, check_compiler, find_device
 from dcfast.deepcluster.data import ImageData, check_images, describe_source
-from dcfast.deepcluster.interrupt import Interrupted
+from dcfast.deepcluster.interrupt import Interrupted, put_off
 from dcfast.deepcluster.keyed import Stream, torch_draws
 from dcfast.deepcluster.metrics import ami, cluster_sizes, moved_points, nmi, settled
 from dcfast.deepcluster.models import Backbone, build_top_layer, load_state
@@ -124,7 +125,7 @@ class Trainer:
             If memory or the disk does not suffice; the message names the options that lower the need.
         KeyboardInterrupt
             On Ctrl-C, and on SIGTERM while the network is trained, after the step: that state is saved, and `resume`
-            goes on from it.
+            goes on from it. An epoch that is being saved is saved first.
 
         The messages name the checkpoint that still is good.
         """
@@ -136,10 +137,13 @@ class Trainer:
             for epoch in range(self.finished, epochs):
                 with self._last_good(epoch):
                     record = self._epoch(epoch)
-                    if board is not None:
-                        self._log(board, record)
-                    self._save(record)
+                    with put_off(patient=self.ranks.size > 1) as asked:
+                        if board is not None:
+                            self._log(board, record)
+                        self._save(record)
                 self.display.epoch(record, epochs)
+                if asked.signal:
+                    signal.raise_signal(asked.signal)
         if self.ranks.rank > 0:
             return
         source = self.data.source

@@ -151,7 +151,7 @@ def test_killed_twice_and_resumed_in_new_processes(tmp_path, reference):
     assert_same_bits(reference, path)
 
 
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 3), (signal.SIGTERM, 7)])
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 3), (signal.SIGTERM, 7), (signal.SIGINT, 5)])
 def test_an_interrupted_epoch_goes_on_at_its_next_step(tmp_path, reference, monkeypatch, number, step):
     learn, steps = torch.optim.SGD.step, []
 
@@ -167,7 +167,7 @@ def test_an_interrupted_epoch_goes_on_at_its_next_step(tmp_path, reference, monk
         with pytest.raises(Interrupted) as stop:
             train(tmp_path / "run")
     assert signal.getsignal(number) is before
-    epoch, inside = divmod(step, 5)
+    epoch, inside = (step - 1) // 5, (step - 1) % 5 + 1
     assert (stop.value.step, stop.value.signal, len(steps)) == (inside, number, 2 * step)
     assert len(RunDir(tmp_path / "run").read_metrics()) == epoch
     goes_on = resume(tmp_path / "run", display=Silent())
@@ -176,6 +176,16 @@ def test_an_interrupted_epoch_goes_on_at_its_next_step(tmp_path, reference, monk
         patched.setattr(torch.optim.SGD, "step", lambda *args, **options: steps.append(0) or learn(*args, **options))
         goes_on.fit()
     assert len(steps) == 2 * 5 * 3
+    assert_same_bits(reference, tmp_path / "run")
+
+
+def test_an_epoch_that_is_being_saved_is_saved(tmp_path, reference, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_log", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run")
+    assert len(RunDir(tmp_path / "run").read_metrics()) == 1
+    resume(tmp_path / "run", display=Silent()).fit()
     assert_same_bits(reference, tmp_path / "run")
 
 
