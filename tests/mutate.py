@@ -419,7 +419,7 @@ FAULTS = [
     ),
     Fault(
         "neighbours not proved",
-        "dcfast/faiss/index.py",
+        "dcfast/faiss/neighbours.py",
         "4 * (d + 8)",
         "0 * (d + 8)",
         "tests/test_faiss.py -k 'neighbours'",
@@ -630,10 +630,24 @@ FAULTS = [
     ),
     Fault(
         "faiss: vectors that are not finite set the norm of the others",
-        "dcfast/faiss/index.py",
+        "dcfast/faiss/inner_product.py",
         "torch.where(norms.isfinite(), norms, 0).max()",
         "norms.max()",
         "tests/test_faiss.py -k not_finite_or_huge",
+    ),
+    Fault(
+        "faiss: the bound of a range is inside",
+        "dcfast/faiss/index.py",
+        "scores < bound",
+        "scores <= bound",
+        "tests/test_faiss.py -k range",
+    ),
+    Fault(
+        "a process trains on a single image",
+        "dcfast/deepcluster/crops.py",
+        "n_images // 2",
+        "n_images",
+        "tests/deepcluster/test_torchrun.py -k parts",
     ),
 ]
 

@@ -517,6 +517,13 @@ def test_the_warning_can_be_silenced(recwarn):
     assert not recwarn.list
 
 
+def filled(module, metric="L2"):
+    """An index of six vectors of small whole numbers, whose distances and products no rounding changes."""
+    index = getattr(module, f"IndexFlat{metric}")(3)
+    index.add(np.array([[0, 0, 0], [1, 2, 2], [3, 0, 4], [0, 0, 0], [-1, 0, 2], [5, 5, 5]], "float32"))
+    return index
+
+
 X = normal(50, 4)
 REFUSED = [
     (lambda: ours.Kmeans(4, 5, nitre=3), AttributeError, "nitre.*niter"),
@@ -550,6 +557,25 @@ REFUSED = [
     (lambda: ours.IndexFlatL2(3).add(X), ValueError, "x has shape"),
     (lambda: ours.IndexFlatL2(4).search(X, 0), ValueError, "k=0"),
     (lambda: ours.IndexFlatL2(4).reconstruct(0), ValueError, "key=0"),
+    (lambda: filled(ours).reconstruct(-1), ValueError, "key=-1: expected 0 <= key < ntotal = 6"),
+    (lambda: filled(ours).reconstruct_batch([1, 6]), ValueError, "key=6"),
+    (lambda: filled(ours).reconstruct_n(4, 3), ValueError, "n0=4, ni=3.* ntotal = 6"),
+    (lambda: filled(ours).reconstruct_n(-1, 2), ValueError, "n0=-1, ni=2"),
+    (lambda: filled(ours).reconstruct_n(1, -2), ValueError, "n0=1, ni=-2"),
+    (lambda: filled(ours).reconstruct_n(7), ValueError, "n0=7, ni=-1"),
+    (lambda: filled(ours).remove_ids([1.0]), TypeError, "indices are torch.float64: expected integers"),
+    (lambda: filled(ours).remove_ids([True]), TypeError, "indices are torch.bool"),
+    (lambda: filled(ours).remove_ids(1), ValueError, r"indices have shape \(\): expected \(n,\)"),
+    (lambda: filled(ours).remove_ids(faiss.IDSelectorBatch([1])), TypeError, "indices are a IDSelectorBatch"),
+    (lambda: filled(ours).range_search(X, 1.0), ValueError, "x has shape"),
+    (lambda: ours.index_factory(4, "PCA2,Flat"), ValueError, "description='PCA2,Flat': only 'Flat' is here"),
+    (lambda: ours.index_factory(4, "Flat", 2), ValueError, "metric=2"),
+    (lambda: ours.normalize_L2(X.astype("float64")), TypeError, "x is float64: expected .* of float32"),
+    (lambda: ours.normalize_L2([[1.0]]), TypeError, "x is list"),
+    (lambda: ours.normalize_L2(X[0]), ValueError, r"x has shape \(4,\): expected \(n, d\)"),
+    (lambda: ours.normalize_L2(np.broadcast_to(X[:1], (3, 4))), ValueError, "x is read-only"),
+    (lambda: ours.omp_set_num_threads(0), ValueError, "num_threads=0: expected at least 1"),
+    (lambda: ours.omp_set_num_threads(1.5), TypeError, "integer"),
     (lambda: ours.PCAMatrix(4, 5), ValueError, "dout=5"),
     (lambda: ours.PCAMatrix(4, 3, 0.0, True), ValueError, "random_rotation=True"),
     (lambda: ours.PCAMatrix(4, 4).train(X[:4]), ValueError, "4 rows"),
@@ -672,6 +698,96 @@ def test_inner_products_past_vectors_that_are_not_finite_or_huge():
     index.add(np.array([[1e5, 0], [2e-8, 0], [1e-8, 0]], "float32"))
     values, labels = index.search(np.array([[-1, 0]], "float32"), 3)
     assert labels.tolist() == [[2, 1, 0]]
+
+
+@pytest.mark.parametrize("metric", ["L2", "IP"])
+@pytest.mark.parametrize("thresh", [-5, 0, 5, np.float64(9), 25, np.inf, -np.inf, np.nan])
+def test_range_search_finds_what_faiss_finds(metric, thresh):
+    queries = np.array([[0, 0, 0], [1, 2, 2], [np.nan, 0, 0], [3, 0, 0]], "float32")
+    theirs, mine = (filled(module, metric).range_search(queries, thresh) for module in (faiss, ours))
+    found = filled(ours, metric).range_search(torch.tensor(queries), thresh)
+    for expected, array, tensor in zip(theirs, mine, found, strict=True):
+        np.testing.assert_array_equal(array, expected)
+        assert array.dtype == expected.dtype
+        np.testing.assert_array_equal(tensor.numpy(), expected)
+    for index in (ours.IndexFlatL2(3), filled(ours)):
+        assert [part.tolist() for part in index.range_search(queries[:0], 1)] == [[0], [], []]
+    assert ours.IndexFlatL2(3).range_search(queries, 1)[0].tolist() == [0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("metric", ["L2", "IP"])
+def test_range_search_of_any_data(metric):
+    stored, queries = normal(300, 5), normal(40, 5, seed=1)
+    results = []
+    for module in (faiss, ours):
+        index = getattr(module, f"IndexFlat{metric}")(5)
+        index.add(stored)
+        results.append(index.range_search(queries, 2.5))
+    (lims, distances, labels), (own_lims, own_distances, own_labels) = results
+    np.testing.assert_array_equal(own_lims, lims)
+    np.testing.assert_array_equal(own_labels, labels)
+    np.testing.assert_allclose(own_distances, distances, rtol=1e-4)
+    stored[7, 2] = np.inf
+    spoilt = getattr(ours, f"IndexFlat{metric}")(5)
+    spoilt.add(stored)
+    assert 7 in labels
+    np.testing.assert_array_equal(spoilt.range_search(queries, 2.5)[2], labels[labels != 7])
+
+
+@pytest.mark.parametrize("metric", ["L2", "IP"])
+def test_indices_give_back_and_remove_as_faiss_does(metric):
+    theirs, mine = filled(faiss, metric), filled(ours, metric)
+    queries = np.array([[1, 2, 3], [-1, 0, 1]], "float32")
+    np.testing.assert_array_equal(mine.assign(queries, 1), theirs.assign(queries, 1))
+    np.testing.assert_array_equal(mine.assign(queries, 7), mine.search(queries, 7)[1])  # faiss has no order of ties
+    for key in (0, 5):
+        np.testing.assert_array_equal(mine.reconstruct(np.int64(key)), theirs.reconstruct(key))
+    for arguments in ((), (2,), (2, 3), (3, -1), (0, 0), (6, 0), (6,)):
+        np.testing.assert_array_equal(mine.reconstruct_n(*arguments), theirs.reconstruct_n(*arguments))
+    for key in ([1, 3, 1], np.array([4], "int32"), np.empty(0, "int64")):
+        np.testing.assert_array_equal(mine.reconstruct_batch(key), theirs.reconstruct_batch(key))
+    for ids in (np.array([4, 1, 4, 99, -1]), np.empty(0, "int64"), np.array([0], "int32"), np.arange(9)):
+        assert mine.remove_ids(ids) == theirs.remove_ids(ids)
+        assert mine.ntotal == theirs.ntotal
+        np.testing.assert_array_equal(mine.reconstruct_n(), theirs.reconstruct_n())
+    index = filled(ours, metric)
+    assert index.remove_ids(torch.tensor([2, 3])) + index.remove_ids([0]) == 3
+    np.testing.assert_array_equal(index.reconstruct_n(), filled(ours).reconstruct_n()[[1, 4, 5]])
+
+
+def test_index_factory():
+    for metric in (faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT):
+        theirs, mine = (module.index_factory(3, "Flat", metric) for module in (faiss, ours))
+        assert (mine.d, mine.metric_type, mine.ntotal) == (theirs.d, theirs.metric_type, theirs.ntotal)
+    assert type(ours.index_factory(3, "Flat")) is ours.IndexFlatL2
+
+
+def test_rows_are_normalised_in_place():
+    theirs = np.concatenate([normal(100, 7), np.zeros((1, 7), "float32"), np.full((1, 7), np.nan, "float32")])
+    mine, tensor, wide = theirs.copy(), torch.tensor(theirs), np.zeros((102, 14), "float32")
+    wide[:, ::2] = theirs
+    faiss.normalize_L2(theirs)
+    for rows in (mine, tensor, wide[:, ::2]):
+        assert ours.normalize_L2(rows) is None
+        np.testing.assert_array_equal(rows, mine)
+    np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+    assert (wide[:, 1::2] == 0).all()
+    far = np.array([[3e-30, 4e-30], [3e30, 4e30]], "float32")  # faiss leaves the first and makes the second 0
+    ours.normalize_L2(far)
+    np.testing.assert_allclose(far, [[0.6, 0.8]] * 2, rtol=1e-6)
+    ours.normalize_L2(np.zeros((0, 3), "float32"))
+
+
+def test_the_machine_is_told_as_by_faiss():
+    assert ours.get_num_gpus() == torch.cuda.device_count()
+    before = torch.get_num_threads()
+    try:
+        for module in (faiss, ours):
+            module.omp_set_num_threads(1)
+            assert module.omp_get_max_threads() == 1
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("max_points", "warned"), [(10, 0), (30, 1)])

@@ -4,13 +4,21 @@ The names, defaults and semantics are those of faiss 1.15. Data comes as numpy a
 tensors, which are used on their own device. Labels and centroids are those of `dcfast.ops`, the true nearest and the
 true means: the same bits on any number of threads and any backend. Where faiss raises RuntimeError or AssertionError
 for a bad argument, these classes raise ValueError or TypeError with its value and a remedy.
+
+Offered are k-means (`Kmeans`, `Clustering` and their parameters) and what code around it calls: the exact indices
+`IndexFlatL2` and `IndexFlatIP` (`index_factory` of 'Flat') with ``add``, ``search``, ``assign``, ``range_search``,
+``reconstruct``, ``reconstruct_n``, ``reconstruct_batch``, ``remove_ids`` and ``reset``; `PCAMatrix`; `normalize_L2`;
+`vector_to_array` and `copy_array_to_vector`; `get_num_gpus`, `omp_get_max_threads` and `omp_set_num_threads`.
 """
 
 from typing import Any
 
 from dcfast.faiss.clustering import Clustering
-from dcfast.faiss.index import METRIC_INNER_PRODUCT, METRIC_L2, IndexFlatIP, IndexFlatL2
+from dcfast.faiss.factory import index_factory
+from dcfast.faiss.index import METRIC_INNER_PRODUCT, METRIC_L2, IndexFlatL2
+from dcfast.faiss.inner_product import IndexFlatIP
 from dcfast.faiss.kmeans import Kmeans
+from dcfast.faiss.machine import get_num_gpus, omp_get_max_threads, omp_set_num_threads
 from dcfast.faiss.parameters import ClusteringIterationStats, ClusteringParameters, ProgressiveDimClusteringParameters
 from dcfast.faiss.pca import PCAMatrix
 from dcfast.faiss.starts import (
@@ -18,7 +26,7 @@ from dcfast.faiss.starts import (
     ClusteringInitMethod_KMEANS_PLUS_PLUS,
     ClusteringInitMethod_RANDOM,
 )
-from dcfast.faiss.vectors import copy_array_to_vector, vector_float_to_array, vector_to_array
+from dcfast.faiss.vectors import copy_array_to_vector, normalize_L2, vector_float_to_array, vector_to_array
 
 __all__ = [
     "METRIC_INNER_PRODUCT",
@@ -35,6 +43,11 @@ __all__ = [
     "PCAMatrix",
     "ProgressiveDimClusteringParameters",
     "copy_array_to_vector",
+    "get_num_gpus",
+    "index_factory",
+    "normalize_L2",
+    "omp_get_max_threads",
+    "omp_set_num_threads",
     "vector_float_to_array",
     "vector_to_array",
 ]

@@ -12,10 +12,10 @@ import torch
 
 from dcfast import ops
 from dcfast.cluster import arrays
-from dcfast.faiss.index import METRIC_INNER_PRODUCT, IndexFlatL2, squared_distances
+from dcfast.faiss.index import METRIC_INNER_PRODUCT, IndexFlatL2
 from dcfast.faiss.parameters import ClusteringIterationStats, ClusteringParameters
 from dcfast.faiss.starts import generator, permutation, splitmix64, start, words
-from dcfast.faiss.vectors import Vector, as_float32, as_rows
+from dcfast.faiss.vectors import Vector, as_float32, as_rows, of_unit_length
 
 # What faiss adds to the seed for every further run, and the seed of its search for clusters to split.
 _REDO = 15486557
@@ -246,8 +246,7 @@ class _Run:
 
     def _normalized(self, centroids: torch.Tensor) -> torch.Tensor:
         if self.cp.spherical:
-            norms = squared_distances(centroids, torch.zeros_like(centroids[:1])).sqrt()
-            centroids = (centroids.double() / torch.where(norms > 0, norms, 1)[:, None]).float()
+            centroids = of_unit_length(centroids)
         if self.cp.int_centroids:
             whole = centroids.trunc()
             centroids = whole + centroids.sign() * ((centroids - whole).abs() >= 0.5)

@@ -1,22 +1,19 @@
-"""IndexFlatL2 and IndexFlatIP: exact search among stored vectors."""
+"""IndexFlatL2: exact search among stored vectors."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from dcfast import ops
 from dcfast.cluster import arrays
+from dcfast.faiss.neighbours import neighbours
 from dcfast.faiss.vectors import as_rows
 
 METRIC_INNER_PRODUCT = 0
 METRIC_L2 = 1
-
-# Of the scores that a search for several neighbours holds at a time.
-_BLOCK_BYTES = 2**26
-# Of the squared norm that vectors are lengthened to: its root, 2^127, is a float32.
-_MOST_EXPONENT = 254
 
 
 class IndexFlatL2:
@@ -68,17 +65,56 @@ class IndexFlatL2:
         rows = as_rows(x, self.d)
         self._vectors = torch.cat([self._vectors, rows.to(self._vectors.device)]) if self.ntotal else rows.clone()
 
-    def reconstruct(self, key: int) -> Any:
-        """The stored vector `key`: a numpy array of shape (d,).
+    def remove_ids(self, x: Any) -> int:
+        """Remove the vectors of these indices, and return how many there were; those behind them move up.
+
+        Parameters
+        ----------
+        x : array of integers, shape (n,)
+            Indices that are not stored, and repeated ones, do nothing.
+
+        Raises
+        ------
+        TypeError
+            If `x` holds something else, such as one of faiss's selectors.
+        ValueError
+            If it has another shape.
+        """
+        ids = _indices(x)
+        kept = torch.ones(self.ntotal, dtype=torch.bool)
+        kept[ids[(ids >= 0) & (ids < self.ntotal)]] = False
+        before, self._vectors = self.ntotal, self._vectors[kept.to(self._vectors.device)]
+        return before - self.ntotal
+
+    def reconstruct(self, key: int) -> np.ndarray:
+        """The stored vector `key`: a numpy array of shape (d,); ValueError if there is none."""
+        return self.reconstruct_batch([key])[0]
+
+    def reconstruct_n(self, n0: int = 0, ni: int = -1) -> np.ndarray:
+        """The `ni` stored vectors from `n0` on, all of them by default: a numpy array of shape (ni, d).
 
         Raises
         ------
         ValueError
-            If there is none.
+            If there are not so many.
         """
-        if not 0 <= key < self.ntotal:
-            raise ValueError(f"key={key}: expected 0 <= key < ntotal = {self.ntotal}")
-        return self._vectors[key].cpu().numpy().copy()
+        count = self.ntotal - n0 if ni == -1 else ni
+        if count and not 0 <= n0 < n0 + count <= self.ntotal:
+            raise ValueError(f"n0={n0}, ni={ni}: expected 0 <= n0 and n0 + ni <= ntotal = {self.ntotal}")
+        return self._vectors[n0 : n0 + count].cpu().numpy().copy()
+
+    def reconstruct_batch(self, key: Any) -> np.ndarray:
+        """The stored vectors of these indices, of shape (n,): a numpy array of shape (n, d).
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `remove_ids`; and ValueError for an index that is not stored.
+        """
+        ids = _indices(key)
+        if len(wrong := ids[(ids < 0) | (ids >= self.ntotal)]):
+            raise ValueError(f"key={int(wrong[0])}: expected 0 <= key < ntotal = {self.ntotal}")
+        return self._vectors[ids.to(self._vectors.device)].cpu().numpy().copy()
 
     def search(self, x: Any, k: int) -> tuple[Any, Any]:
         """The k nearest stored vectors of every row.
@@ -112,13 +148,55 @@ class IndexFlatL2:
         labels = torch.full((rows.shape[0], k), -1, dtype=torch.int64, device=rows.device)
         scores = torch.full(labels.shape, self._absent, device=rows.device)
         if self.ntotal:
-            found = _neighbours(self._queries(rows), self._stored(vectors), min(k, self.ntotal))
+            found = neighbours(self._queries(rows), self._stored(vectors), min(k, self.ntotal))
             metric = torch.stack([self._scores(rows, vectors, label) for label in found.unbind(1)], 1)
             found, metric = self._ordered(found, metric)
             labels[:, : found.shape[1]] = found
             scores[:, : found.shape[1]] = torch.where(found < 0, self._absent, metric).float()
         answer = arrays.answer_like(x)
         return answer(scores), answer(labels)
+
+    def assign(self, x: Any, k: int) -> Any:
+        """The indices that `search` finds, of shape (n, k)."""
+        return self.search(x, k)[1]
+
+    def range_search(self, x: Any, thresh: float) -> tuple[Any, Any, Any]:
+        """All stored vectors within a squared distance of every row; of an `IndexFlatIP`, with a larger product.
+
+        Parameters
+        ----------
+        x : array of shape (n, d)
+        thresh : float
+            The bound, which itself is outside.
+
+        Returns
+        -------
+        lims : array of shape (n + 1,), uint64 for numpy arrays and else int64
+            What row i has found are the elements lims[i] to lims[i + 1] - 1 of the others.
+        D : array of shape (m,), float32
+            Squared distances, or inner products, computed and compared in double and rounded once.
+        I : array of shape (m,), int64
+            The indices, ascending for each row; none for a row that is not finite.
+
+        Notes
+        -----
+        O(n ntotal d) operations, and O(ntotal d) memory beyond the result.
+        """
+        rows = as_rows(x, self.d)
+        vectors = self._vectors.to(rows.device)
+        one = torch.zeros(self.ntotal, dtype=torch.int64, device=rows.device)
+        usable = vectors.isfinite().all(1)
+        found, scores = [one[:0]], [one[:0].double()]
+        for row, sound in zip(rows[:, None], rows.isfinite().all(1).tolist(), strict=True):
+            metric = self._scores(vectors, row, one)
+            found.append(torch.nonzero(usable & self._within(metric, float(thresh)) & sound)[:, 0])
+            scores.append(metric[found[-1]])
+        lims = torch.tensor([len(each) for each in found], device=rows.device).cumsum(0)
+        answer = arrays.answer_like(x)
+        ends = answer(lims)
+        if isinstance(ends, np.ndarray):
+            ends = ends.astype(np.uint64)
+        return ends, answer(torch.cat(scores).float()), answer(torch.cat(found))
 
     # The nearest of `_stored(vectors)` to `_queries(rows)` are the best of the metric.
 
@@ -136,111 +214,22 @@ class IndexFlatL2:
         return ops.point_distances(rows, vectors, labels)
 
     @staticmethod
+    def _within(scores: torch.Tensor, bound: float) -> torch.Tensor:
+        return scores < bound
+
+    @staticmethod
     def _ordered(labels: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, k) each, the best first: neighbours come so."""
         return labels, scores
 
 
-class IndexFlatIP(IndexFlatL2):
-    """Stored vectors, searched for the largest inner product: what spherical k-means assigns with.
-
-    See `IndexFlatL2` for the methods; `D` are inner products, descending, and absent ones the lowest float32.
-
-    Notes
-    -----
-    The vectors are lengthened to one norm by further elements (Bachrach et al. 2014), after which the largest inner
-    product is the smallest distance, at the cost of a copy of the rows. Which vectors are the k best is exact to the
-    rounding of such a distance: of products within 2^-50 of the square of the largest norm, that of the row among them,
-    any may come out as the largest. A vector that is not finite is never found.
-    """
-
-    metric_type = METRIC_INNER_PRODUCT
-    _absent = torch.finfo(torch.float32).min
-
-    @staticmethod
-    def _queries(rows: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.pad(rows, (0, 3))
-
-    @staticmethod
-    def _stored(vectors: torch.Tensor) -> torch.Tensor:
-        norms = squared_distances(vectors, torch.zeros_like(vectors[:1]))
-        exponent = torch.frexp(1.5 * torch.where(norms.isfinite(), norms, 0).max()).exponent
-        # Times a power of two, which changes no order, what is missing of the longest is a float32 as well.
-        if int(exponent) > _MOST_EXPONENT:
-            return IndexFlatIP._stored(vectors * 2.0 ** -((int(exponent) - _MOST_EXPONENT + 1) // 2))
-        # A power of two, and not close to a norm of 1: the same for the next centroids of a spherical clustering.
-        missing = torch.ldexp(torch.ones_like(norms[:1]), exponent) - norms
-        parts = []
-        # The square of a float32 is exact in double, and 2^-23 of what is missing remains after each.
-        for _ in range(3):
-            part = missing.sqrt().float()
-            part = torch.where(part.double().square() > missing, torch.nextafter(part, torch.zeros_like(part)), part)
-            missing = missing - part.double().square()
-            parts.append(part)
-        return torch.cat([vectors, torch.stack(parts, 1)], 1)
-
-    @staticmethod
-    def _scores(rows: torch.Tensor, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        products = rows.new_zeros(rows.shape[0], dtype=torch.float64)
-        step = max(1, _BLOCK_BYTES // (16 * rows.shape[1]))
-        for start in range(0, rows.shape[0], step):
-            own = labels[start : start + step]
-            factor = vectors[own.clamp(min=0)].double()
-            product = (rows[start : start + step].double() * factor).sum(1)
-            products[start : start + step] = torch.where(own < 0, 0, product)
-        return products
-
-    @staticmethod
-    def _ordered(labels: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # Distances of the lengthened vectors leave open what they round away.
-        order = labels.argsort(stable=True, dim=1)
-        worst_last = torch.where(labels < 0, -torch.inf, scores).gather(1, order)
-        order = order.gather(1, worst_last.argsort(stable=True, dim=1, descending=True))
-        return labels.gather(1, order), scores.gather(1, order)
-
-
-def squared_distances(x: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
-    """D64 of every row to one point of shape (1, d): (n,) float64."""
-    return ops.point_distances(x, point, torch.zeros(x.shape[0], dtype=torch.int64, device=x.device))
-
-
-def _neighbours(x: torch.Tensor, vectors: torch.Tensor, k: int) -> torch.Tensor:
-    """Labels (n, k) of the smallest D64, lower labels first among equals; -1 as `ops.assign` gives it."""
-    if k == 1:
-        return ops.assign(x, vectors)[:, None]
-    found = torch.full((x.shape[0], k), -1, dtype=torch.int64, device=x.device)
-    sound = torch.nonzero(vectors.isfinite().all(1))[:, 0]
-    vectors = vectors[sound]
-    n, d = vectors.shape
-    if n == 0:
-        return found
-    shift = vectors.double().mean(0)
-    shifted = vectors.double() - shift
-    norms = shifted.square().sum(1)
-    step = max(1, _BLOCK_BYTES // (8 * n))
-    for start in range(0, x.shape[0], step):
-        block = x[start : start + step]
-        usable = torch.nonzero(block.isfinite().all(1))[:, 0]
-        block = block[usable]
-        if n <= k:
-            nearest = _by_distance(block, vectors, torch.arange(n, device=x.device).expand(block.shape[0], n))
-        else:
-            rows = block.double() - shift
-            values, candidates = torch.topk(norms / 2 - rows @ shifted.T, k + 1, dim=1, largest=False)
-            nearest = _by_distance(block, vectors, candidates[:, :k])
-            # (d + 8) 2^-53 R^2 bounds the error of a score, whatever the order of its sum, and of half of D64; where
-            # the next score lies four of them away, the k best scores are the k smallest D64.
-            reach = rows.square().sum(1).sqrt() + norms.max().sqrt()
-            proved = values[:, k] - values[:, k - 1] > 4 * (d + 8) * 2.0**-53 * reach.square()
-            for row in torch.nonzero(~proved)[:, 0].tolist():
-                everyone = squared_distances(vectors, block[row : row + 1])
-                nearest[row] = everyone.sort(stable=True).indices[:k]
-        found[start + usable[:, None], torch.arange(nearest.shape[1], device=x.device)] = sound[nearest]
-    return found
-
-
-def _by_distance(x: torch.Tensor, vectors: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    """Each row's candidates, (n, m), sorted by D64, then by label."""
-    candidates = candidates.sort(1).values
-    distances = torch.stack([ops.point_distances(x, vectors, label) for label in candidates.unbind(1)], 1)
-    return candidates.gather(1, distances.sort(stable=True, dim=1).indices)
+def _indices(x: Any) -> torch.Tensor:
+    array = x if hasattr(x, "__dlpack__") else np.asarray(x)
+    if isinstance(array, np.ndarray) and array.dtype == object:
+        raise TypeError(f"indices are a {type(x).__name__}: expected an array of integers")
+    ids = arrays.as_tensor(array).cpu()
+    if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+        raise TypeError(f"indices are {ids.dtype}: expected integers")
+    if ids.dim() != 1:
+        raise ValueError(f"indices have shape {tuple(ids.shape)}: expected (n,)")
+    return ids.long()

@@ -10,7 +10,8 @@ import torch
 
 from dcfast.cluster import arrays
 from dcfast.faiss.clustering import Clustering
-from dcfast.faiss.index import IndexFlatIP, IndexFlatL2
+from dcfast.faiss.index import IndexFlatL2
+from dcfast.faiss.inner_product import IndexFlatIP
 from dcfast.faiss.parameters import (
     ClusteringIterationStats,
     ClusteringParameters,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dcfast.cluster import arrays
+from dcfast.faiss.neighbours import BLOCK_BYTES, squared_distances
 
 
 def as_float32(array: Any) -> torch.Tensor:
@@ -30,6 +31,39 @@ def as_rows(x: Any, d: int, name: str = "x") -> torch.Tensor:
     if rows.dim() != 2 or rows.shape[1] != d:
         raise ValueError(f"{name} has shape {tuple(rows.shape)}: expected (n, {d}), {d} being the d given at first")
     return rows
+
+
+def of_unit_length(rows: torch.Tensor) -> torch.Tensor:
+    """Copies of the rows, divided by their lengths in double; rows of zeros or with NaN as they are."""
+    norms = squared_distances(rows, rows.new_zeros(1, rows.shape[1])).sqrt()
+    return (rows.double() / torch.where(norms > 0, norms, 1)[:, None]).float()
+
+
+def normalize_L2(x: Any) -> None:
+    """Divide the rows of `x` by their lengths, in place.
+
+    Parameters
+    ----------
+    x : numpy array or tensor of shape (n, d), float32
+        Rows of zeros, or with NaN, stay as they are. Lengths are computed in double: no row is too short or too long.
+
+    Raises
+    ------
+    TypeError
+        If `x` is something else: nothing else can be changed in place.
+    ValueError
+        If it has another shape, or is read-only.
+    """
+    if not isinstance(x, (np.ndarray, torch.Tensor)) or x.dtype not in (np.float32, torch.float32):
+        kind = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"x is {kind}: expected a numpy array or a tensor of float32, to be changed in place")
+    if isinstance(x, np.ndarray) and not x.flags.writeable:
+        raise ValueError("x is read-only: it is changed in place, so pass a copy")
+    rows = arrays.as_tensor(x)
+    if rows.dim() != 2:
+        raise ValueError(f"x has shape {tuple(rows.shape)}: expected (n, d)")
+    for block in rows.split(max(1, BLOCK_BYTES // (8 * max(1, rows.shape[1])))):
+        block.copy_(of_unit_length(block))
 
 
 class Vector:
