@@ -38,6 +38,19 @@ def test_rows_have_unit_length_and_zero_rows_stay():
     assert torch.equal(whiten.transform(whiten.mean_[None]), torch.zeros(1, 6, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("scale", [2.0**600, 2.0**1010, 2.0**-600, 2.0**-1060])
+def test_variances_beyond_doubles_are_refused(scale):
+    with pytest.raises(ValueError, match=r"X deviates from its mean by up to .*: .* between 2\^-480 and 2\^480"):
+        PCAWhiten(2).fit(data(1500, 4) * scale)
+
+
+@pytest.mark.parametrize("scale", [2.0**470, 2.0**-470])
+def test_variances_of_any_double_are_found(scale):
+    X = data(1500, 4)
+    np.testing.assert_allclose(PCAWhiten(2).fit_transform(X * scale), PCAWhiten(2).fit_transform(X), atol=1e-12)
+    assert not PCAWhiten(2).fit_transform(np.zeros((10, 4))).any()
+
+
 @pytest.mark.parametrize("scale", [0.0, 6.0])
 def test_more_features_than_rows(scale):
     """The components of the rows' own Gram matrix, over twelve orders of magnitude of the variance too."""

@@ -23,6 +23,9 @@ from dcfast.cluster.ranks import ProcessGroup, Ranks
 # twentieth of making it.
 BLOCK_ROWS = 1024
 
+# Deviations from the mean are squared: beyond 2^480 either way a variance would leave the range of doubles.
+_LARGEST = 2.0**480
+
 _SPARE = 32  # random vectors beyond a rank, so that they reach all directions of a range about equally
 
 
@@ -116,7 +119,8 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         Raises
         ------
         ValueError
-            If X is not finite, has fewer than 2 rows, or too few rows or columns for `n_components`.
+            If X is not finite, has fewer than 2 rows, or too few rows or columns for `n_components`, or if it deviates
+            from its mean by more than 2^480, or by less than 2^-480 everywhere, but does.
         """
         chunks = X if isinstance(X, Iterator) else iter([X])
         answer = arrays.answer_like(X) if chunks is not X else arrays.answer_like(np.empty(0))
@@ -130,9 +134,13 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             # Deviations from the first block's mean: far from the origin, x x^T - n m m^T would cancel.
             shift = ranks.first(first.double().mean(0))
             moments = _Moments(self._first_block(X, first_row, ranks))
+            reach = torch.zeros_like(shift[0])
             with ranks.together():
                 for block in chain((first,), blocks):
-                    moments.append(block.double() - shift)
+                    deviations = block.double() - shift
+                    reach = torch.maximum(reach, torch.linalg.vector_norm(deviations, torch.inf))
+                    moments.append(deviations)
+            _check_reach(float(ranks.maximum(reach.nan_to_num(nan=torch.inf))))
             count, total, products = ranks.in_turn(moments.after, _Moments(0), _Moments.sum)
             total, products = total.to(shift.device), products.to(shift.device)
             if count < 2:
@@ -196,6 +204,14 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
                     block /= torch.where(norm > 0, norm, 1)
                 out[start : start + BLOCK_ROWS] = block
         return arrays.answer_like(X)(out)
+
+
+def _check_reach(reach: float) -> None:
+    if reach and not 1 / _LARGEST <= reach <= _LARGEST:
+        raise ValueError(
+            f"X deviates from its mean by up to {reach:.3g}: variances are computed from deviations between 2^-480 and "
+            "2^480; rescale the data"
+        )
 
 
 def _eigh(covariance: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
