@@ -40,7 +40,8 @@ class Request:
 def put_off(patient: bool) -> Iterator[Request]:
     """Note SIGINT and SIGTERM inside the block instead of acting on them, outside Python's main thread too.
 
-    A second SIGINT acts at once, unless ``patient``: torchrun passes on the one that the terminal has sent already.
+    A second SIGINT acts at once, unless ``patient``: torchrun passes on the one that the terminal has sent already. A
+    signal that is ignored outside, as a shell has it of what it runs in the background, is ignored inside.
     """
     request = Request()
     if threading.current_thread() is not threading.main_thread():
@@ -52,7 +53,8 @@ def put_off(patient: bool) -> Iterator[Request]:
             signal.default_int_handler(number, frame)
         request.signal = request.signal or number
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield request
     finally:

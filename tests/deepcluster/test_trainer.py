@@ -202,6 +202,18 @@ def test_a_second_interrupt_ends_at_once():
         assert request.signal == signal.SIGTERM
 
 
+def test_signals_that_are_ignored_stay_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with put_off(patient=False) as request:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert request.signal == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_the_caller_s_state_changes_nothing(tmp_path, reference):
     torch.manual_seed(1234)
     torch.rand(7)
