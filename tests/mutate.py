@@ -504,8 +504,8 @@ FAULTS = [
     Fault(
         "a process without an image counts",
         "dcfast/deepcluster/stages.py",
-        "else (batch[:1], 0)",
-        "else (batch[:1], ranks.size)",
+        "else (batch[:2], 0)",
+        "else (batch[:2], ranks.size)",
         "tests/deepcluster/test_torchrun.py -k gradients",
     ),
     Fault(

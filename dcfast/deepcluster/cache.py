@@ -214,6 +214,8 @@ def write_cache(
 ) -> CachedImages:
     """Write a cache, and open it. A file of that name is replaced once the new one is whole.
 
+    Nothing is left behind by an error or an interruption.
+
     Parameters
     ----------
     layout, source, candidates, stamps
@@ -225,8 +227,6 @@ def write_cache(
     ------
     OSError
         If the disk is full; the message estimates the bytes that the cache needs.
-
-    Nothing is left behind by this or any other error, nor by an interruption.
     """
     path = Path(layout.path)
     path.parent.mkdir(parents=True, exist_ok=True)
