@@ -13,11 +13,13 @@ _BLOCK_ROWS = 96
 
 
 def assign(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    return assign_on_cuda(x, centroids) if x.is_cuda else _assign_on_cpu(x, centroids)
+    if not x.is_cuda:
+        return _assign_on_cpu(x, centroids)
+    return assign_on_cuda(x, centroids, torch.empty(x.shape[:-1], dtype=torch.int64, device=x.device))
 
 
-def assign_on_cuda(x: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    labels = torch.empty(x.shape[:-1], dtype=torch.int64, device=x.device)
+def assign_on_cuda(x: torch.Tensor, centroids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Fill and return `labels`."""
     if labels.numel() == 0:
         return labels
     rows, columns = (x[None], centroids[None]) if x.dim() == 2 else (x, centroids)
@@ -64,7 +66,7 @@ def reassign(
     out: torch.Tensor,
 ) -> torch.Tensor:
     if x.is_cuda:
-        return anew.reassign(x, centroids, previous, labels, bounds, out)
+        return anew.count_moved(assign_on_cuda(x, centroids, out), labels)
     if bounds.shape[1]:
         return _assign(x, centroids, out, labels.contiguous(), previous, bounds)
     return _assign(x, centroids, out, labels.contiguous())
