@@ -48,6 +48,17 @@ def test_rows_are_equal(n, d, k, kind, dtype, weighted):
         assert torch.equal(ops.kmeans_plusplus(x, weight, n // 2, uniform), reference(x, weight, n // 2, uniform))
 
 
+@pytest.mark.parametrize("far", [slice(None), slice(5, 6), slice(0, 60)], ids=["all", "one", "half"])
+def test_potentials_that_no_double_holds_count_nothing(far):
+    x, uniform = make(120, 9, 6, "normal", torch.float64)
+    x[far] *= 1e200
+    for first in (0, 70):
+        with ops.backend("native"):
+            rows = ops.kmeans_plusplus(x, None, first, uniform)
+        assert torch.equal(rows, reference(x, None, first, uniform))
+        assert torch.equal(rows[1:], torch.zeros(5).long())  # beside them the others count nothing either
+
+
 @pytest.mark.parametrize("cache", [0, 2**30])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("isa", _native._C.isas)

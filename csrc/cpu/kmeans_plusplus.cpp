@@ -188,7 +188,8 @@ void set_threshold(const Points<T>& p, const Seeding<T>& s, int64_t row) {
 
 template <class T>
 int64_t draw_units(const Points<T>& p, const Seeding<T>& s, int64_t row, double distance) {
-  return int64_t(floor(p.potential(row, distance) * *s.draw_scale));
+  const double units = floor(p.potential(row, distance) * *s.draw_scale);
+  return units < 0x1p62 ? int64_t(units) : 0;  // a potential that no double holds
 }
 
 // Pairs of a row and a candidate that the filter let through.
@@ -341,7 +342,7 @@ void start(const Points<T>& p, const Seeding<T>& s, int64_t first, bool cached, 
   // The sum of n integers below 2^bits / n fits 62 bits.
   int bits = 62, exponent = 0;
   for (int64_t capacity = 1; capacity < (p.n < 2 ? 2 : p.n); capacity *= 2) --bits;
-  frexp(largest, &exponent);
+  frexp(fmin(largest, 0x1.fffffffffffffp1023), &exponent);
   // A double, however small the largest.
   *s.draw_scale = ldexp(1.0, bits - exponent < 1023 ? bits - exponent : 1023);
   memset(s.total, 0, size_t(8 * kSumWords));

@@ -77,7 +77,8 @@ __device__ __forceinline__ double potential_d64(const Points<T>& p, int64_t row,
 
 // What draws count in.
 __device__ __forceinline__ int64_t draw_units(double potential, double scale) {
-  return int64_t(floor(__dmul_rn(potential, scale)));
+  const double units = floor(__dmul_rn(potential, scale));
+  return units < 0x1p62 ? int64_t(units) : 0;  // a potential that no double holds
 }
 
 // rows[trial] = the first row whose cumulative potential exceeds numerators[trial] 2^-53 of the total; a block for

@@ -10,7 +10,7 @@ import torch
 
 from dcfast import ops
 from dcfast.cluster.points import InMemory, Points
-from dcfast.ops.kmeans_plusplus.greedy import draw_scale
+from dcfast.ops.kmeans_plusplus.greedy import draw_scale, draw_units
 
 # Candidates whose distances to all rows are held at once: at least so many, and as many as these bytes hold.
 _TRIALS, _TRIAL_BYTES = 2, 2**24
@@ -96,7 +96,7 @@ def _draw_rows(points: Points, random_state: np.random.RandomState, **how: Any) 
 
 def _draw(points: Points, potential: torch.Tensor, scale: torch.Tensor, uniform: list[float]) -> torch.Tensor:
     """Rows drawn in proportion to `potential`: the first whose cumulative count exceeds u times the total."""
-    cumulative = (potential * scale).floor_().long()
+    cumulative = draw_units(potential, scale)
     torch.cumsum(cumulative, 0, out=cumulative)
     own = cumulative[-1:].cpu() if len(cumulative) else torch.zeros(1, dtype=torch.int64)
     counts = points.ranks.stack(own)[:, 0].tolist()

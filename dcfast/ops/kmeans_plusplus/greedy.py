@@ -27,8 +27,15 @@ def draw_scale(largest: torch.Tensor, n_rows: int) -> torch.Tensor:
     """The power of two by which `n_rows` potentials up to `largest` become integers to draw by: their sum is < 2^62."""
     bits = 62 - math.ceil(math.log2(max(2, n_rows)))
     # 2^(bits - e) by its bits: exact on every device.
-    exponent = (bits - torch.frexp(largest).exponent.long()).clamp(-1022, 1023)
+    highest = torch.finfo(torch.float64).max
+    exponent = (bits - torch.frexp(largest.clamp(max=highest)).exponent.long()).clamp(-1022, 1023)
     return ((exponent + 1023) << 52).view(torch.float64)
+
+
+def draw_units(potential: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The integers that draws count in; 0 for potentials that no double holds."""
+    units = (potential * scale).floor_()
+    return torch.where(units < 2.0**62, units, 0.0).long()
 
 
 def greedy(
@@ -48,7 +55,7 @@ def greedy(
     potential = potentials(chosen[0])[0]
     scale = draw_scale(potential.max(), n_rows)
     for numerator in numerators.unbind():
-        cumulative = (potential * scale).floor().long().cumsum(0)
+        cumulative = draw_units(potential, scale).cumsum(0)
         thresholds = share(numerator, cumulative[-1])
         rows = torch.searchsorted(cumulative, thresholds, right=True)
         rows = torch.where(rows < n_rows, rows, 0)  # of which there is none where nothing is left to draw
