@@ -122,6 +122,17 @@ def test_other_types_are_converted_block_by_block(dtype):
             assert bits(KMeans(K, n_init=1, random_state=0, max_memory=500).fit(x)) == expected
 
 
+def test_one_row_has_any_stride():
+    x = np.random.default_rng(0).normal(size=(9, 3))
+    odd = np.zeros(2, dtype=[("row", "<f8", 3), ("", "u1")])
+    model = KMeans(2, random_state=0, n_init=1).fit(x)
+    for row in (x[4:5][::-1], x[4:5].astype(">f8")[::-1], odd[:1]["row"]):
+        assert np.array_equal(model.predict(row), model.predict(np.array(row, dtype=np.float64)))
+    assert np.array_equal(KMeans(1).fit(x[:1][::-1], sample_weight=np.ones(1)[::-1]).cluster_centers_, x[:1])
+    blocks = KMeans(2, random_state=0, n_init=1, max_memory=4 * 2 * 24).fit(x[::-1])  # two rows each, the last has one
+    assert np.array_equal(blocks.labels_, KMeans(2, random_state=0, n_init=1).fit(x[::-1].copy()).labels_)
+
+
 def test_half_precision_tensors_stay_as_they_are():
     X = torch.from_numpy(rows().clip(-100, 100)).bfloat16()
     expected = bits(model := KMeans(K, n_init=1, random_state=0, tol=0).fit(X))

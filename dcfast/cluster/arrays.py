@@ -26,6 +26,9 @@ def is_foreign(X: Any) -> bool:
 
 def from_numpy(array: np.ndarray) -> torch.Tensor:
     """A tensor over the array's memory. Ours is only ever read, so read-only arrays are as good as others."""
+    if array.flags.c_contiguous and any(step < 0 or step % array.itemsize for step in array.strides):
+        # Where there is one row NumPy does not mind how far the next would be; torch does.
+        array = np.ndarray(array.shape, array.dtype, array)
     if array.flags.writeable:
         return torch.from_numpy(array)
     with warnings.catch_warnings():
