@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from support.recorded import Crossings, Recorded
+from support.recorded import Crossings, Exhausted, Recorded
 
 from dcfast import ops
 from dcfast.cluster import lloyd as cluster_lloyd
@@ -336,6 +336,30 @@ def test_replayed_iterations_give_the_same_bits(monkeypatch, empty, tol, max_ite
     assert torch.equal(runs[1].centroids, runs[0].centroids)
     assert torch.equal(runs[1].labels, runs[0].labels)
     assert runs[1][2:] == runs[0][2:]
+
+
+@pytest.mark.parametrize("n_calls", [0, 20, 40, 60, 80, 100])
+def test_iterations_go_on_where_no_memory_is_left_for_a_graph(monkeypatch, n_calls):
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(600, 20, generator=generator)
+    captures = []
+
+    def capture(launch, device):
+        captures.append(Exhausted(n_calls))
+        try:
+            with captures[-1]:
+                launch()
+        finally:
+            captures[-1].undo()
+
+    expected = one_run(InMemory(rows), rows[:20])
+    replayed(monkeypatch)
+    monkeypatch.setattr(replay, "capture", capture)
+    found = one_run(InMemory(rows), rows[:20])
+    assert len(captures) == 1
+    assert torch.equal(found.centroids, expected.centroids)
+    assert torch.equal(found.labels, expected.labels)
+    assert found[2:] == expected[2:]
 
 
 def test_a_capture_may_not_ask_for_values(monkeypatch):

@@ -176,7 +176,7 @@ class _Run:
         self.labels = torch.full((n,), -1, dtype=torch.int64, device=device)
         self.status = torch.zeros(3, dtype=torch.int64, device=device)
         self._state, self._updates, self._n_moved = self.status
-        self._new_labels = torch.empty_like(self.labels)
+        self._spare = torch.empty_like(self.labels)
         self._own = torch.arange(k, device=device)
         # On the device, where numbers of Python's would be written anew for each use.
         self._code = torch.arange(len(_STATES), device=device)
@@ -185,8 +185,10 @@ class _Run:
 
     def iterate(self, count: int) -> None:
         """Launch some iterations. Once the run has ended its centroids stay, and with them labels and sums."""
+        labels, spare = self.labels, self._spare
         for _ in range(count):
-            n_moved = self._points.ranks.sum(self.assign(move=True))
+            n_moved = self._points.ranks.sum(self._relabel(labels, spare, move=True))
+            labels, spare = spare, labels
             sums = self._points.total_sums(self._running)
             new = _means(sums, self.centroids, self._spherical)
             if self._empty == "split":
@@ -201,18 +203,13 @@ class _Run:
             torch.where(updated, new, self.centroids, out=self.centroids)
             self._updates += updated
             torch.where(goes_on, found, self._state, out=self._state)
+        # Last of all: a capture that fails leaves everything as it was.
+        self.labels, self._spare = labels, spare
 
-    def assign(self, *, move: bool = False) -> torch.Tensor:
-        """Bring the labels up to date, and the sums if they shall `move` too; the number of rows that changed."""
-        changed = torch.zeros((), dtype=torch.int64, device=self.labels.device)
-        old, new = self.labels, self._new_labels
-        with self._points.ranks.together():
-            for at, rows in self._points.operands():
-                changed += ops.reassign(rows, self.centroids, self.before, old[at], self._bounds[at], new[at])
-                if move:
-                    self._running.move(rows, new[at], old[at], self._points.weight(at))
-        self.labels, self._new_labels = new, old
-        return changed
+    def assign(self) -> None:
+        """Bring the labels up to date."""
+        self._relabel(self.labels, self._spare, move=False)
+        self.labels, self._spare = self._spare, self.labels
 
     def relocate(self) -> None:
         """Make the update for which clusters were vacant: which rows they get is the host's decision."""
@@ -226,6 +223,16 @@ class _Run:
     def shift(self, other: torch.Tensor) -> torch.Tensor:
         """The squared Frobenius norm of the way from the centroids to others: () float64."""
         return ops.inertia(other, self.centroids, self._own)
+
+    def _relabel(self, old: torch.Tensor, new: torch.Tensor, *, move: bool) -> torch.Tensor:
+        """Fill the new labels, and `move` the sums if they shall follow; the number of rows that changed."""
+        changed = torch.zeros((), dtype=torch.int64, device=old.device)
+        with self._points.ranks.together():
+            for at, rows in self._points.operands():
+                changed += ops.reassign(rows, self.centroids, self.before, old[at], self._bounds[at], new[at])
+                if move:
+                    self._running.move(rows, new[at], old[at], self._points.weight(at))
+        return changed
 
     def _ending(self, new: torch.Tensor) -> torch.Tensor:
         still = (self._n_moved == 0) & (new == self.centroids).all()

@@ -10,29 +10,35 @@ import torch
 class Replayed:
     """A function that only launches kernels, on tensors that stay where they are: a CUDA graph from its second call on.
 
-    The first call launches them one by one, which loads what a graph must not load while it is captured.
+    The first call launches them one by one, which loads what a graph must not load while it is captured. So do all
+    calls where the device has no memory left for a graph, which gets its own: the allocator's cache is not for it, and
+    is not emptied while it is captured.
 
     Parameters
     ----------
     launch : callable
-        Without arguments or result. Neither waits for the device nor asks it for a value.
+        Without arguments or result. Neither waits for the device nor asks it for a value. After an error it can be
+        called again.
     device : torch.device
         A GPU.
     """
 
     def __init__(self, launch: Callable[[], None], device: torch.device) -> None:
         self._launch, self._device = launch, device
-        self._is_loaded = False
+        self._is_loaded, self._fits = False, True
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
-        if not self._is_loaded:
+        if self._is_loaded and self._fits and self._graph is None:
+            try:
+                self._graph = capture(self._launch, self._device)
+            except torch.OutOfMemoryError:
+                self._fits = False
+        if self._graph is not None:
+            self._graph.replay()
+        else:
             self._launch()
             self._is_loaded = True
-            return
-        if self._graph is None:
-            self._graph = capture(self._launch, self._device)
-        self._graph.replay()
 
 
 def capture(launch: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:

@@ -35,6 +35,28 @@ class Recorded(TorchDispatchMode):
                         old.copy_(new)
 
 
+class Exhausted(TorchDispatchMode):
+    """A capture that finds no memory at one of its operators: what was called before it has changed nothing."""
+
+    def __init__(self, n_calls):
+        super().__init__()
+        self._left, self._before = n_calls, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self._left -= 1
+        if self._left < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        given = {**dict(zip((each.name for each in func._schema.arguments), args, strict=False)), **(kwargs or {})}
+        for each in func._schema.arguments:
+            if each.alias_info is not None and each.alias_info.is_write:
+                self._before.append((given[each.name], given[each.name].clone()))
+        return func(*args, **(kwargs or {}))
+
+    def undo(self):
+        for tensor, before in reversed(self._before):
+            tensor.copy_(before)
+
+
 class Crossings(TorchDispatchMode):
     """Counts the calls of operators, and names those that have tensors on more than one device."""
 
