@@ -312,7 +312,7 @@ def replayed(monkeypatch):
 
     monkeypatch.setattr(InMemory, "is_small", lambda *_, **__: False)
     monkeypatch.setattr(replay, "capture", capture)
-    for limit in (cluster_lloyd._AHEAD, cluster_lloyd._LAUNCH_BOUND):
+    for limit in (cluster_lloyd._AHEAD, cluster_lloyd._CAPTURED):
         monkeypatch.setitem(limit, "cpu", limit["cuda"])
     return graphs
 

@@ -18,10 +18,10 @@ from dcfast.cluster.sphere import unit
 # a GPU idles, and iterations past the end of a run change nothing. A processor would only do those for nothing. Even on
 # a GPU, so that after them labels and new labels are in the places that a captured graph knows.
 _AHEAD = {"cpu": 1, "cuda": 4}
-# Multiply-adds of an iteration up to which a graph is captured: to launch some 40 kernels one by one takes the host
-# about 0.2 ms, in which a large GPU reads 2^28 elements of rows, and with 16 centroids does as many multiply-adds as
-# these. Beyond them the host is ahead anyway, and a graph would keep the work's memory to itself.
-_LAUNCH_BOUND = {"cpu": 0, "cuda": 2**32}
+# Elements of rows, 16 more each for what a row costs anyway, up to which a graph is captured. To launch some 40 kernels
+# one by one takes the host about 0.2 ms, several times what a large GPU needs to read so many; and the memory that a
+# graph keeps to itself stays some 100 MiB.
+_CAPTURED = {"cpu": 0, "cuda": 2**24}
 # How a run stands. Vacant clusters are the host's to fill.
 _STATES = _GOING, _LABELS, _TOL, _OBJECTIVE, _VACANT = range(5)
 _CONVERGED = {_GOING: None, _LABELS: "labels", _TOL: "tol", _OBJECTIVE: "objective"}
@@ -116,7 +116,7 @@ def lloyd(
     run = _Run(points, centroids, tol, empty, seed, spherical)
     ahead = _AHEAD[device.type] if points.ranks.size == 1 and is_plain else 1
     launch: Callable[[], None] = functools.partial(run.iterate, ahead)
-    if ahead > 1 and points.resident and points.n_samples * points.n_features * k <= _LAUNCH_BOUND[device.type]:
+    if ahead > 1 and points.resident and points.n_samples * (points.n_features + 16) <= _CAPTURED[device.type]:
         launch = Replayed(launch, device)
     n_iter, ended, objective = 0, _GOING, math.nan
     while n_iter < max_iter and ended == _GOING:

@@ -48,7 +48,7 @@ def capture(launch: Callable[[], None], device: torch.device) -> torch.cuda.CUDA
     own.wait_stream(outer)
     with torch.cuda.stream(own):
         # torch.cuda.graph would collect garbage and empty the allocator's cache first, which takes longer than a small
-        # fit. Other threads may allocate meanwhile.
+        # fit. Other threads may allocate meanwhile, but not draw from torch's generator of this device.
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             launch()
