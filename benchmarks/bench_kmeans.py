@@ -19,7 +19,7 @@ SHAPES = [
 ]
 
 
-def compare_fits(compare, x, start, iterations):
+def compare_fits(compare, x, start, iterations, rounds=3):
     n, d = x.shape
     k = len(start)
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -45,7 +45,7 @@ def compare_fits(compare, x, start, iterations):
         {"faiss": theirs_faiss, "scikit-learn": theirs_sklearn},
         operations=2.0 * n * d * k * (iterations + 1),
         quality=quality,
-        rounds=3,
+        rounds=rounds,
     )
 
 
@@ -54,6 +54,12 @@ def compare_fits(compare, x, start, iterations):
 def test_kmeans(compare, n, d, k, iterations):
     x = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
     compare_fits(compare, x, x[:k].copy(), iterations)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_kmeans_of_many_clusters(compare):
+    x = np.random.default_rng(0).standard_normal((100_000, 256), dtype=np.float32)
+    compare_fits(compare, x, x[:10_000].copy(), 5, rounds=1)  # one of the peers' takes minutes
 
 
 def blobs(n, d, k):

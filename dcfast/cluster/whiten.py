@@ -140,7 +140,7 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
                     deviations = block.double() - shift
                     reach = torch.maximum(reach, torch.linalg.vector_norm(deviations, torch.inf))
                     moments.append(deviations)
-            _check_reach(float(ranks.maximum(reach.nan_to_num(nan=torch.inf))))
+            _check_reach(float(ranks.maximum(reach.nan_to_num(nan=torch.inf))), float(shift.abs().max()))
             count, total, products = ranks.in_turn(moments.after, _Moments(0), _Moments.sum)
             total, products = total.to(shift.device), products.to(shift.device)
             if count < 2:
@@ -206,8 +206,9 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         return arrays.answer_like(X)(out)
 
 
-def _check_reach(reach: float) -> None:
-    if reach and not 1 / _LARGEST <= reach <= _LARGEST:
+def _check_reach(reach: float, origin: float) -> None:
+    rounding = 2.0**-50 * origin  # of the mean: constant data may deviate by as much
+    if reach > _LARGEST or rounding < reach < 1 / _LARGEST:
         raise ValueError(
             f"X deviates from its mean by up to {reach:.3g}: variances are computed from deviations between 2^-480 and "
             "2^480; rescale the data"
