@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,7 @@ class Replayed:
 
     The first call launches them one by one, which loads what a graph must not load while it is captured. So do all
     calls where the device has no memory left for a graph, which gets its own: the allocator's cache is not for it, and
-    is not emptied while it is captured.
+    is not emptied while it is captured. And so do they, with a warning, where the capture fails for another reason.
 
     Parameters
     ----------
@@ -25,15 +26,18 @@ class Replayed:
 
     def __init__(self, launch: Callable[[], None], device: torch.device) -> None:
         self._launch, self._device = launch, device
-        self._is_loaded, self._fits = False, True
+        self._is_loaded, self._can_capture = False, True
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
-        if self._is_loaded and self._fits and self._graph is None:
+        if self._is_loaded and self._can_capture and self._graph is None:
             try:
                 self._graph = capture(self._launch, self._device)
             except torch.OutOfMemoryError:
-                self._fits = False
+                self._can_capture = False
+            except RuntimeError as error:
+                self._can_capture = False
+                warnings.warn(f"slower than need be: no CUDA graph could be captured ({error})", stacklevel=2)
         if self._graph is not None:
             self._graph.replay()
         else:
