@@ -1,4 +1,4 @@
-"""Launches csrc/cpu/sobel_conv2d.cpp (weights packed once, then slices of bands) and csrc/cuda/sobel_conv2d.cu."""
+"""Launches csrc/cpu/sobel_conv2d.cpp (weights packed once, then slices of bands) and csrc/cuda/sobel_conv2d*.cu."""
 
 from __future__ import annotations
 
