@@ -168,12 +168,13 @@ void prepare(const T* c, int64_t k, int64_t d, const T* previous, bool labelled,
   find_scale(c, live, d, distinct, p, n_threads);
   if (!narrow) {
     pack_all(c, live, d, p, n_threads);
+    set_largest(p.all, p.groups.panels * kPanel);
     if (p.in_bytes) pack_all_bytes(c, d, p, n_threads);
     if (previous != nullptr) find_changed(c, previous, k, d, p, n_threads);
     return;
   }
   for (int64_t at = 0; at < whole_tiles(live); ++at) pack_narrow(c, d, p, at);
-  set_largest(p.all);
+  set_largest(p.all, live);
 }
 
 // How the wide pass goes over the rows of a call.

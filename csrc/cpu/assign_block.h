@@ -50,7 +50,7 @@ struct Rows {
 struct Block {
   int64_t count;  // slots in use
   float rho;
-  float guess;  // see pack_row
+  Units units;
 };
 
 template <class T>
@@ -172,13 +172,26 @@ template <class T>
 void pack_slot(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64_t row, const Own& own, Needs needs,
                Block* block) {
   const int64_t at = block->count++;
-  const float rho = pack_row(r.row(row), p, r.d, &block->guess, s.rows + at * 2 * pairs_of(r.d), s.norms + at,
-                             s.inverses + at, s.squares + at);
-  block->rho = rho > block->rho ? rho : block->rho;
+  pack_row(r.row(row), p, r.d, &block->units, s.rows + at * 2 * pairs_of(r.d), s.squares + at, s.rests + at,
+           s.inverses + at);
   s.row[at] = row;
   s.needs[at] = needs;
   s.own[at] = own;
-  if (!(rho < 0.0f) && own.most < INFINITY) bound_own(p, r.d, s.squares[at], s.own + at);
+  if (s.inverses[at] > 0.0f && own.most < INFINITY) bound_own(p, r.d, s.squares[at], s.own + at);
+}
+
+// The norms of the rows in the slots, and the block's rho. Here and not row by row, so that roots and divisions are
+// taken of whole vectors.
+template <class T>
+void close_block(const Rows<T>& r, const Scratch& s, Block* block) {
+  const Lengths lengths(r.d);
+  float *shares = s.limit, most = 0.0f;
+  for (int64_t at = 0; at < block->count; ++at) {
+    shares[at] = lengths.share(s.squares[at], s.rests[at], s.inverses[at]);
+    s.norms[at] = s.inverses[at] > 0.0f ? lengths.norm(s.squares[at]) : 0.0f;
+  }
+  for (int64_t at = 0; at < block->count; ++at) most = fmaxf(most, shares[at]);
+  block->rho = lengths.rho(most);
 }
 
 // Fill the list up to whole tiles with the slot of zeros.
@@ -335,14 +348,40 @@ bool settle(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Bloc
   return false;
 }
 
-// Labels of the slots, once their candidates are in `low`.
+// Labels of the slots list[0, count), once their candidates are in `low`.
 template <class T>
-void decide(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, int64_t* rechecked) {
+void decide(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, int64_t count,
+            int64_t* rechecked) {
   int64_t open = 0;
-  for (int64_t slot = 0; slot < block.count; ++slot) {
-    if (!settle(r, p, s, block, slot, rechecked)) s.list[open++] = int32_t(slot);
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t slot = s.list[i];
+    if (!settle(r, p, s, block, slot, rechecked)) s.list[open++] = slot;
   }
   rescan(r, p, s, block, open);
+}
+
+// Labels of the slots whose lowest bound is clear of the others by the common limit, which takes no look at the numbers
+// of a row's centroid: most. Lists the others and returns how many they are. No slot knows an own centroid.
+template <class T>
+int64_t settle_clear(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block) {
+  const double b = b_of(p.all.largest[2], p.all.largest[1], block.rho);
+  const CommonLimit common = common_limit_of(p, round_up(b), r.d);
+  for (int64_t slot = 0; slot < block.count; ++slot) s.limit[slot] = least(s.low[slot].first);
+  for (int64_t at = 0; at < block.count; at += kFloats) {
+    store(s.limit + at, common_limit(common, load(s.limit + at), load(s.norms + at)));
+  }
+  int64_t left = 0;
+  for (int64_t slot = 0; slot < block.count; ++slot) {
+    const Lowest& low = s.low[slot];
+    const Floats limit = broadcast(s.limit[slot]);
+    const uint32_t near = mask_at_most(low.first, limit);
+    if (near != 0 && (near & (near - 1)) == 0 && mask_at_most(low.second, limit) == 0 && s.inverses[slot] > 0.0f) {
+      r.labels[s.row[slot]] = p.all.index[position_in(low, near)];
+    } else {
+      s.list[left++] = int32_t(slot);
+    }
+  }
+  return left;
 }
 
 // The bounds of the groups that the slot was compared with, now that its label is known. The last lane stays: what is
@@ -397,7 +436,7 @@ template <class T>
 void assign_slots(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, const Block& block, Ahead* ahead,
                   int64_t* rechecked) {
   find_lowest_of_all(r, p, s, block, ahead);
-  decide(r, p, s, block, rechecked);
+  decide(r, p, s, block, settle_clear(r, p, s, block), rechecked);
 }
 
 // Labels and bounds of the rows [start, stop) by the centroids that they need.
@@ -412,10 +451,12 @@ void reassign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, in
     if (block.count < block_rows(r.d) && row + 1 < stop) continue;
     // As many rows as the last slots took.
     Ahead ahead = r.ahead(row + 1, row + 1 - since);
+    close_block(r, s, &block);
     scan_groups(p, s, block, r.d, &ahead);
-    decide(r, p, s, block, rechecked);
+    for (int64_t slot = 0; slot < block.count; ++slot) s.list[slot] = int32_t(slot);
+    decide(r, p, s, block, block.count, rechecked);
     for (int64_t slot = 0; slot < block.count; ++slot) renew_bounds(r, p, s, slot);
-    block = Block{0, 0.0f, block.guess};
+    block.count = 0;
     since = row + 1;
   }
 }

@@ -167,7 +167,7 @@ float pack_row_in_bytes(const T* x, const Prepared<T>& p, int64_t d, uint8_t* q,
   *norm = own;
   *inverse = v;
   *square = of.square;
-  // As in pack_row.
+  // As in close_block.
   const float measured = length_from(rest, d), most = 0.51f * sqrtf(float(d)) * v;
   return (measured < most ? measured : most) / own * (1.0f + epsilon_of(d)) + 8.0f * float(kU);
 }
@@ -459,6 +459,7 @@ void assign_left(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64
       pack_slot(r, p, s, s.left[i], kUnknown, Needs{}, &block);
       if (r.bounds != nullptr) forget_bounds(r, s.left[i], s.left[i] + 1);
     }
+    close_block(r, s, &block);
     assign_slots(r, p, s, block, &none, rechecked);
   }
 }

@@ -154,6 +154,7 @@ void assign_block(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int6
     if (assign_on_grid(r, p, s, first, last, &ahead)) continue;
     Block block = {};
     for (int64_t row = first; row < last; ++row) pack_slot(r, p, s, row, kUnknown, Needs{}, &block);
+    close_block(r, s, &block);
     assign_slots(r, p, s, block, &ahead, rechecked);
   }
 }

@@ -59,7 +59,7 @@ void pack_narrow(const T* c, int64_t d, const Prepared<T>& prepared, int64_t at)
 }
 
 struct NarrowScratch {
-  float* columns;    // [d][kNarrowBlock] x'
+  float* columns;    // [groups][d][kGroupRows] x'
   float* norms;      // [kNarrowBlock] |x~| rounded up; infinite where float32 cannot hold the row
   double* elements;  // [kGroup][d][kFloats] the rows of a group as they are, for the recheck
 };
@@ -72,60 +72,70 @@ inline int64_t narrow_scratch(int64_t d, char* base, NarrowScratch* s) {
   return at;
 }
 
-inline float narrow_one(float x, float m, float scale) { return (x - m) * scale; }
-inline float narrow_one(double x, double m, float scale) { return float((x - m) * double(scale)); }
-
-template <class T>
-inline Quad narrow_four(const T* x, const T* m, T scale) {
-  typedef T Four __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
-  const Four v = (*reinterpret_cast<const Four*>(x) - *reinterpret_cast<const Four*>(m)) * scale;
-  return __builtin_convertvector(v, Quad);
+// Up to four columns of one row; zeros after them.
+inline Quad columns_of(const float* x, int64_t count) {
+  if (count >= 4) return *reinterpret_cast<const Quad*>(x);
+#if defined(__AVX2__)
+  return (Quad)_mm_maskload_ps(x, _mm_cmplt_epi32(_mm_setr_epi32(0, 1, 2, 3), _mm_set1_epi32(int(count))));
+#else
+  return Quad{x[0], count > 1 ? x[1] : 0.0f, count > 2 ? x[2] : 0.0f, 0.0f};
+#endif
 }
 
-// Rows n <= kNarrowBlock, padded to whole groups.
+// Up to four columns of kFloats / 4 rows, each four rows after the one before.
+inline Floats narrow_quads(const float* const rows[kFloats], const float* m, float scale, int64_t count, int64_t i) {
+  Quad x[kFloats / 4], shift[kFloats / 4];
+#pragma GCC unroll 4
+  for (int q = 0; q < kFloats / 4; ++q) {
+    x[q] = columns_of(rows[4 * q] + i, count);
+    shift[q] = columns_of(m + i, count);
+  }
+  return (of_quads(x) - of_quads(shift)) * scale;
+}
+inline Floats narrow_quads(const double* const rows[kFloats], const double* m, float scale, int64_t count, int64_t i) {
+  typedef double Four __attribute__((vector_size(32), aligned(8), may_alias));
+  Quad x[kFloats / 4];
+#pragma GCC unroll 4
+  for (int q = 0; q < kFloats / 4; ++q) {
+    const double* here = rows[4 * q] + i;
+    if (count >= 4) {
+      const Four v = *reinterpret_cast<const Four*>(here) - *reinterpret_cast<const Four*>(m + i);
+      x[q] = __builtin_convertvector(v * double(scale), Quad);
+    } else {
+      x[q] = Quad{};
+#pragma GCC unroll 3
+      for (int c = 0; c < 3; ++c) x[q][c] = c < count ? float((here[c] - m[i + c]) * double(scale)) : 0.0f;
+    }
+  }
+  return of_quads(x);
+}
+
+// Rows n <= kNarrowBlock; what fills up the last group repeats the last row.
 template <class T>
 void transpose(const T* x, int64_t row_stride, int64_t n, int64_t d, const Prepared<T>& p, const NarrowScratch& s) {
   const float scale = float(*p.scale);
-  const int64_t padded = (n + kGroupRows - 1) / kGroupRows * kGroupRows, quads = n / 4 * 4;
-  int64_t i = 0;
-  for (; i + 4 <= d; i += 4) {
-    for (int64_t row = 0; row < quads; row += 4) {
-      Quad v[4];
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) v[r] = narrow_four(x + (row + r) * row_stride + i, p.shift + i, T(scale));
-      transpose_quads(v);
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) *reinterpret_cast<Quad*>(s.columns + (i + r) * kNarrowBlock + row) = v[r];
-    }
-  }
-  const int64_t done = i;
-  for (i = 0; i < d; ++i) {
-    const T m = p.shift[i];
-    float* column = s.columns + i * kNarrowBlock;
-    for (int64_t row = i < done ? quads : 0; row < n; ++row) {
-      column[row] = narrow_one(x[row * row_stride + i], m, scale);
-    }
-    for (int64_t row = n; row < padded; ++row) column[row] = 0.0f;
-  }
-  for (int64_t row = 0; row < padded; row += kGroupRows) {
+  const int64_t padded = (n + kGroupRows - 1) / kGroupRows * kGroupRows;
+  for (int64_t first = 0; first < padded; first += kFloats) {
+    float* to = s.columns + first / kGroupRows * kGroupRows * d + first % kGroupRows;
+    const T* rows[kFloats];
+    for (int64_t r = 0; r < kFloats; ++r) rows[r] = x + (first + r < n ? first + r : n - 1) * row_stride;
     // As many chains as hide the latency of a multiply-add.
-    Floats squares[2][kGroup];
+    Floats squares[4] = {};
+    const auto step = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      Floats v[4];
 #pragma GCC unroll 4
-    for (int v = 0; v < kGroup; ++v) squares[0][v] = squares[1][v] = Floats{};
-    const auto add = [&](int64_t column, int chain) {
+      for (int r = 0; r < 4; ++r) v[r] = narrow_quads(rows + r, p.shift, scale, count, i);
+      transpose_in_quads(v);
 #pragma GCC unroll 4
-      for (int v = 0; v < kGroup; ++v) {
-        const Floats element = load(s.columns + column * kNarrowBlock + row + v * kFloats);
-        squares[chain][v] = fmadd(element, element, squares[chain][v]);
+      for (int c = 0; c < 4; ++c) {
+        squares[c] = fmadd(v[c], v[c], squares[c]);
+        if (c < count) store(to + (i + c) * kGroupRows, v[c]);
       }
     };
-    for (i = 0; i + 2 <= d; i += 2) {
-      add(i, 0);
-      add(i + 1, 1);
-    }
-    if (i < d) add(i, 0);
-#pragma GCC unroll 4
-    for (int v = 0; v < kGroup; ++v) store(s.norms + row + v * kFloats, squares[0][v] + squares[1][v]);
+    int64_t i = 0;
+    for (; i + 4 <= d; i += 4) step(i, 4);
+    if (i < d) step(i, d - i);
+    store(s.norms + first, (squares[0] + squares[1]) + (squares[2] + squares[3]));
   }
   const float up = 1.0f + float(d + 8) * 0x1p-23f, floor = sqrtf(float(d)) * 0x1p-74f;
   for (int64_t row = 0; row < padded; ++row) {
@@ -155,7 +165,7 @@ inline __attribute__((always_inline)) void narrow_bounds(const Packed<T>& p, con
   for (int64_t i = 0; i < d; ++i) {
     Floats x[kGroup];
 #pragma GCC unroll 4
-    for (int v = 0; v < kGroup; ++v) x[v] = load(columns + i * kNarrowBlock + v * kFloats);
+    for (int v = 0; v < kGroup; ++v) x[v] = load(columns + i * kGroupRows + v * kFloats);
 #pragma GCC unroll 4
     for (int j = 0; j < kShare; ++j) {
       const Floats ci = broadcast(c[i * kShare + j]);
@@ -254,18 +264,6 @@ void narrow_rescan(const Packed<T>& p, const float* columns, int64_t d, const Fl
   }
 }
 
-// T of a vector of rows with the largest a, b and norm of all centroids: most rows pass even so, at a fraction of the
-// cost of looking up their own.
-struct CommonLimit {
-  Floats a, b, norm, rho, slack;
-};
-
-inline Floats common_limit(const CommonLimit& c, Floats first, Floats norm) {
-  Floats reach = norm + c.norm;
-  Floats t = first + (2.0f * (c.a + norm * c.b) + c.rho * reach * reach) * (1.0f + 0x1p-18f) + c.slack;
-  return t + maximum(t, -t) * 0x1p-22f + 0x1p-126f;
-}
-
 // The label of a row that no pass can decide.
 template <class T>
 int64_t nearest_of_all(const T* x, const Packed<T>& p, int64_t d, const T* centroids) {
@@ -291,12 +289,11 @@ void assign_columns(const T* x, int64_t row_stride, int64_t n, int64_t d, const 
                     int64_t* rechecked) {
   const Packed<T>& p = prepared.all;
   const double rho = double(d + 4) * 0x1p-53;
-  const CommonLimit common = {broadcast(p.largest[0]), broadcast(p.largest[1]), broadcast(p.largest[2]),
-                              broadcast(round_up(rho)), broadcast(round_up(*prepared.slack))};
+  const CommonLimit common = common_limit_of(prepared, p.largest[1], d);
   for (int64_t start = 0; start < n; start += kGroupRows) {
     Floats norm[kGroup];
     LowestRow low[kGroup];
-    const float* columns = s.columns + start;
+    const float* columns = s.columns + start * d;
     for (int v = 0; v < kGroup; ++v) norm[v] = exact ? Floats{} : load(s.norms + start + v * kFloats);
     ahead.step(kGroupRows * d * int64_t(sizeof(T)));
     narrow_scan(p, exact ? p.half : p.h, columns, d, norm, low);

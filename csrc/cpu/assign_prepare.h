@@ -35,10 +35,10 @@ constexpr float kHugeRow = 0x1p50f;  // rows that far out are rechecked: their s
 
 // Few columns: rows in the lanes and float32 (assign_narrow.h); more: centroids in the lanes and int16
 // (assign_wide.h), where an element of a score costs half as much, but a row as much as 64 elements of the other 56
-// centroids and more. Measured with AVX2 and AVX-512 from 20 x 4 to 256 x 400; the pass for a few centroids
-// (assign_few.h) is ahead of both from 64 columns on.
+// centroids and more. Measured with AVX2 and AVX-512 from 20 x 4 to 256 x 400; from 64 columns on the wide pass is
+// level even with ten centroids, and it has bounds, or the pass for a few centroids (assign_few.h) is ahead of both.
 constexpr int64_t kFew = 8;
-inline bool is_narrow(int64_t k, int64_t d) { return d <= 16 || (d * (k + 56) <= 6700 && (k > kFew || d < 64)); }
+inline bool is_narrow(int64_t k, int64_t d) { return d <= 16 || (d < 64 && d * (k + 56) <= 6700); }
 
 // The wide pass keeps, per row and group of centroids, how near one of them can be, and how far the own centroid: kKept
 // floats a row, so that the memory that a fit takes stays below 64 bytes a row. A group is a run of indices, whole
@@ -337,9 +337,9 @@ void copy_position(const Prepared<T>& prepared, int64_t from, int64_t to, int64_
 
 // What the common limits of all rows need.
 template <class T>
-void set_largest(const Packed<T>& p) {
+void set_largest(const Packed<T>& p, int64_t positions) {
   float largest[3] = {};
-  for (int64_t at = 0; at < *p.live; ++at) {
+  for (int64_t at = 0; at < positions; ++at) {
     largest[0] = fmaxf(largest[0], p.a[at]);
     largest[1] = fmaxf(largest[1], p.b[at]);
     largest[2] = fmaxf(largest[2], p.norm[at]);
@@ -446,6 +446,26 @@ inline float limit_of(double lowest, double norm, double a, double b, double cen
   double reach = norm + centroid_norm;
   double t = lowest + (2.0 * (a + norm * b) + rho * reach * reach) * (1.0 + 0x1p-20) + slack;
   return round_up(t + fabs(t) * 0x1p-50);
+}
+
+// T of a vector of rows with the largest a, b and norm of all centroids: most rows pass even so, at a fraction of the
+// cost of looking up their own.
+struct CommonLimit {
+  Floats a, b, norm, rho, slack;
+};
+
+inline Floats common_limit(const CommonLimit& c, Floats first, Floats norm) {
+  Floats reach = norm + c.norm;
+  Floats t = first + (2.0f * (c.a + norm * c.b) + c.rho * reach * reach) * (1.0f + 0x1p-18f) + c.slack;
+  return t + maximum(t, -t) * 0x1p-22f + 0x1p-126f;
+}
+
+// With `b` for the largest of all.
+template <class T>
+CommonLimit common_limit_of(const Prepared<T>& p, float b, int64_t d) {
+  const double rho = double(d + 4) * 0x1p-53;
+  return CommonLimit{broadcast(p.all.largest[0]), broadcast(b), broadcast(p.all.largest[2]), broadcast(round_up(rho)),
+                     broadcast(round_up(*p.slack))};
 }
 
 }  // namespace

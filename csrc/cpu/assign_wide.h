@@ -126,10 +126,11 @@ struct Rivals {
 // A thread's share: packed rows in slots, the last of them of zeros, to fill up tiles.
 struct Scratch {
   int16_t* rows;         // [slots][2 pairs] q; in bytes the first half is used
-  float* norms;          // [slots] |x~| rounded up
+  float* norms;          // [slots in whole vectors] |x~| rounded up
   float* inverses;       // [slots] x' = inverse * q
   float* squares;        // [slots] |x~|^2 up to epsilon
-  float* limit;          // [slots] T of the rows that are scanned again
+  float* rests;          // [slots] |x~ - x'|^2 up to epsilon
+  float* limit;          // [slots in whole vectors] T of a row
   int64_t* row;          // [slots] which row it is
   Nearest* best;         // [slots]
   Own* own;              // [slots]
@@ -154,10 +155,11 @@ inline int64_t wide_scratch(int64_t d, char* base, Scratch* s) {
   const int64_t slots = block_rows(d) + 1;
   int64_t at = 0;
   s->rows = take<int16_t>(base, &at, slots * 2 * pairs_of(d));
-  s->norms = take<float>(base, &at, slots);
+  s->norms = take<float>(base, &at, slots + kFloats);
   s->inverses = take<float>(base, &at, slots);
   s->squares = take<float>(base, &at, slots);
-  s->limit = take<float>(base, &at, slots);
+  s->rests = take<float>(base, &at, slots);
+  s->limit = take<float>(base, &at, slots + kFloats);
   s->row = take<int64_t>(base, &at, slots);
   s->best = take<Nearest>(base, &at, slots);
   s->own = take<Own>(base, &at, slots);
@@ -253,34 +255,56 @@ inline void round_row(const T* x, const Prepared<T>& p, int64_t d, float inv, fl
   if (d % 2 != 0) q[d] = 0;
 }
 
-// Round one row to integers; returns rho_x, or a negative number where float32 cannot hold the row. `square` receives
-// |x~|^2 up to epsilon. `guess` is at first 0, then as the row before left it: a length that this row is likely to
-// reach and not to exceed, so that one pass over it does.
-template <class T>
-float pack_row(const T* x, const Prepared<T>& p, int64_t d, float* guess, int16_t* q, float* norm, float* inverse,
-               float* square) {
+// A row's unit, and the squares of the lengths that suit it: rows that long do not exceed the integers, nor fill less
+// than half of their range.
+struct Units {
+  float inv, per;     // the unit, and 1 / unit; 0 while there is none
+  float least, most;  // of |x~|^2 up to epsilon
+};
+
+inline Units units_of(float length, int64_t d) {
   const float root = sqrtf(float(d)), target = 32765.0f - 0.5f * root;  // as for the centroids: room for rounding
-  float length = *guess > 0.0f ? *guess : 1.0f, rest;
-  round_row(x, p, d, length / target, target / length, q, square, &rest);
+  const float most = fmaxf(0.0f, length * (1.0f - 2.0f * epsilon_of(d)) - root * 0x1p-73f);
+  return Units{length / target, target / length, 0.25f * length * length, most * most};
+}
+
+// Round one row to integers, by `units` if they suit it; else they become those of its length. Leaves |x~|^2 up to
+// epsilon, the square of what rounding took, and x' / q, which is 0 where float32 cannot hold the row.
+template <class T>
+void pack_row(const T* x, const Prepared<T>& p, int64_t d, Units* units, int16_t* q, float* square, float* rest,
+              float* inverse) {
+  if (!(units->per > 0.0f)) *units = units_of(1.0f, d);
+  *inverse = units->inv;
+  round_row(x, p, d, units->inv, units->per, q, square, rest);
+  if (units->least <= *square && *square <= units->most) return;
   const float own = length_from(*square, d);
   if (!(own < kHugeRow)) {
     memset(q, 0, size_t(4 * pairs_of(d)));  // nothing that the tiles compute for this row is used
-    *norm = *inverse = *square = 0.0f;
-    return -1.0f;
+    *inverse = *square = *rest = 0.0f;
+    return;
   }
-  if (!(own <= length && length <= 2.0f * own)) {
-    length = own;
-    round_row(x, p, d, length / target, target / length, q, square, &rest);
-    *guess = 1.02f * own;  // rows of one length differ by rounding
-  }
-  *norm = own;
-  *inverse = length / target;
-  // Measured, or what rounding can do at most: the measure of a very short row drowns in what may have underflowed.
-  const float measured = length_from(rest, d), most = 0.51f * root * *inverse;
-  const float residual = measured < most ? measured : most;
-  // + the rounding of x~ itself, and of `rest`
-  return residual / own * (1.0f + epsilon_of(d)) + 8.0f * float(kU);
+  const Units exact = units_of(own, d);
+  *inverse = exact.inv;
+  round_row(x, p, d, exact.inv, exact.per, q, square, rest);
+  *units = units_of(1.02f * own, d);  // rows of one length differ by rounding
 }
+
+// What the lengths of rows follow from; the same for all rows, so that a loop over packed rows takes whole vectors.
+struct Lengths {
+  float root, up, least;
+
+  explicit Lengths(int64_t d) : root(sqrtf(float(d))), up(1.0f + epsilon_of(d)), least(root * 0x1p-74f) {}
+  // |x~| rounded up, as length_from
+  float norm(float square) const { return sqrtf(square) * up + least; }
+  // |x~ - x'| / |x~|: measured, or what rounding can do at most. The measure of a very short row drowns in what may
+  // have underflowed.
+  float share(float square, float rest, float inverse) const {
+    const float measured = norm(rest), most = 0.51f * root * inverse;
+    return (measured < most ? measured : most) / norm(square);
+  }
+  // + the rounding of x~ itself, and of `rest`
+  float rho(float share) const { return share * up + 8.0f * float(kU); }
+};
 
 // Sums of q q' over all elements, for R rows and V vectors of a panel. Not inlined: all registers are for the
 // accumulators here, and the compiler keeps them there only where nothing else asks for one.

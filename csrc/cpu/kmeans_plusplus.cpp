@@ -160,12 +160,16 @@ const int32_t* panel_at(const Points<T>& p, const Seeding<T>& s, int64_t panel, 
   if (cached && rho == nullptr) return s.panels + panel * pairs * kPanel;
   int16_t* q = reinterpret_cast<int16_t*>(scratch);
   int32_t* out = cached ? s.panels + panel * pairs * kPanel : reinterpret_cast<int32_t*>(scratch + align64(4 * pairs));
-  float guess = 0.0f;
+  const Lengths lengths(p.d);
+  Units units = {};
   for (int64_t lane = 0; lane < kPanel; ++lane) {
     const int64_t row = panel * kPanel + lane;
-    float square = 0.0f;
+    float square = 0.0f, rest;
     if (row < p.n) {
-      const float own = pack_row(p.row(row), s.units, p.d, &guess, q, s.norm + row, s.inverse + row, &square);
+      pack_row(p.row(row), s.units, p.d, &units, q, &square, &rest, s.inverse + row);
+      const bool fits = s.inverse[row] > 0.0f;
+      s.norm[row] = fits ? lengths.norm(square) : 0.0f;
+      const float own = fits ? lengths.rho(lengths.share(square, rest, s.inverse[row])) : 0.0f;
       if (rho != nullptr && own > *rho) *rho = own;
     } else {
       memset(q, 0, size_t(4 * pairs));
@@ -363,8 +367,10 @@ int64_t step(const Points<T>& p, const Seeding<T>& s, int64_t trials, const doub
   for (int64_t c = 0; c < trials; ++c) {
     const int64_t row = s.rows[c] = draw(p, s, uniform[c]);
     int16_t* q = s.candidates + c * 2 * pairs;
-    float square, norm, guess = 0.0f;
-    pack_row(p.row(row), s.units, p.d, &guess, q, &norm, s.unit + c, &square);
+    float square, rest;
+    Units units = {};
+    pack_row(p.row(row), s.units, p.d, &units, q, &square, &rest, s.unit + c);
+    const float norm = s.unit[c] > 0.0f ? Lengths(p.d).norm(square) : 0.0f;
     const double half = 0.5 * double(square) * (1.0 - double(epsilon_of(p.d)));
     s.h[c] = round_down(half - 8.0 * kU * half - double(p.d + 2) * 0x1p-120);
     s.b[c] = round_up(double(norm) * share);

@@ -55,7 +55,7 @@ struct Problem {
 template <class T>
 struct Work {
   Prepared<T> p;
-  float* columns;         // [blocks][d][kNarrowBlock], as NarrowScratch has them
+  float* columns;         // [blocks][groups][d][kGroupRows], as NarrowScratch has them
   float* norms;           // [blocks][kNarrowBlock]
   double* elements;       // [kGroup][d][kFloats]
   int64_t* next;          // [n] labels for the centroids at hand
@@ -155,7 +155,7 @@ void label_rows(const Problem<T>& q, const Sizes& z, const Work<T>& w, int64_t* 
   // What is packed beyond would be out of date when more centroids are distinct again.
   for (int64_t at = live; at < z.k; ++at) w.packed[at] = -1;
   memset(w.changed, 0, size_t(z.k));
-  set_largest(w.p.all);
+  set_largest(w.p.all, *w.p.all.live);
   int64_t rechecked = 0;
   for (int64_t block = 0; block < blocks_of(q.n); ++block) {
     const int64_t start = block * kNarrowBlock, count = q.n - start < kNarrowBlock ? q.n - start : kNarrowBlock;

@@ -147,6 +147,45 @@ static inline void transpose_quads(Quad v[4]) {
 #endif
 }
 
+// Quads side by side, the first in the lowest lanes.
+static inline Floats of_quads(const Quad q[kFloats / 4]) {
+#if defined(__AVX512F__)
+  __m512 v = _mm512_castps128_ps512((__m128)q[0]);
+  v = _mm512_insertf32x4(v, (__m128)q[1], 1);
+  v = _mm512_insertf32x4(v, (__m128)q[2], 2);
+  return (Floats)_mm512_insertf32x4(v, (__m128)q[3], 3);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_insertf128_ps(_mm256_castps128_ps256((__m128)q[0]), (__m128)q[1], 1);
+#else
+  return (Floats)q[0];
+#endif
+}
+
+// Four vectors: the quads of each lane's four become columns. Where quad q of vector r holds four columns of row 4 q +
+// r, vector c holds column c of all rows afterwards.
+static inline void transpose_in_quads(Floats v[4]) {
+#if defined(__AVX512F__)
+  // The forms with a mask: GCC 12 takes the others for reads of undefined values, which is a warning.
+  constexpr __mmask16 kAll = 0xFFFF;
+  const __m512 rows[4] = {(__m512)v[0], (__m512)v[1], (__m512)v[2], (__m512)v[3]};
+  const __m512 a = _mm512_maskz_unpacklo_ps(kAll, rows[0], rows[1]),
+               b = _mm512_maskz_unpackhi_ps(kAll, rows[0], rows[1]);
+  const __m512 c = _mm512_maskz_unpacklo_ps(kAll, rows[2], rows[3]),
+               d = _mm512_maskz_unpackhi_ps(kAll, rows[2], rows[3]);
+  v[0] = (Floats)_mm512_maskz_shuffle_ps(kAll, a, c, 0x44), v[1] = (Floats)_mm512_maskz_shuffle_ps(kAll, a, c, 0xEE);
+  v[2] = (Floats)_mm512_maskz_shuffle_ps(kAll, b, d, 0x44), v[3] = (Floats)_mm512_maskz_shuffle_ps(kAll, b, d, 0xEE);
+#elif defined(__AVX2__)
+  const __m256 a = _mm256_unpacklo_ps((__m256)v[0], (__m256)v[1]), b = _mm256_unpackhi_ps((__m256)v[0], (__m256)v[1]);
+  const __m256 c = _mm256_unpacklo_ps((__m256)v[2], (__m256)v[3]), d = _mm256_unpackhi_ps((__m256)v[2], (__m256)v[3]);
+  v[0] = (Floats)_mm256_shuffle_ps(a, c, 0x44), v[1] = (Floats)_mm256_shuffle_ps(a, c, 0xEE);
+  v[2] = (Floats)_mm256_shuffle_ps(b, d, 0x44), v[3] = (Floats)_mm256_shuffle_ps(b, d, 0xEE);
+#else
+  Quad quads[4] = {(Quad)v[0], (Quad)v[1], (Quad)v[2], (Quad)v[3]};
+  transpose_quads(quads);
+  for (int i = 0; i < 4; ++i) v[i] = (Floats)quads[i];
+#endif
+}
+
 // Reductions over the lanes, by halves; to four of them first. (Without the intrinsics the halves go through memory.)
 template <class Merge>
 static inline Quad quad_of(Floats v, Merge merge) {
