@@ -121,6 +121,13 @@ FAULTS = [
         "tests/test_assign.py",
     ),
     Fault(
+        "doubles scaled in float32",
+        WIDE,
+        "const T scale = T(*p.scale);",
+        "const T scale = T(float(*p.scale));",
+        "tests/test_assign.py",
+    ),
+    Fault(
         "own centroid no candidate",
         BLOCK,
         "holds_own = holds_own && own.low <= limit;",

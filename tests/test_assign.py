@@ -83,6 +83,23 @@ def test_float64_beyond_the_range_of_squares_follows_ieee(d, k, scale):
         assert torch.equal(ops.assign(x, c), reference(x, c))
 
 
+@pytest.mark.parametrize("isa", _native._C.isas)
+@pytest.mark.parametrize("exponent", [-430, -160, -140, -125, 125, 140, 160, 430])
+@pytest.mark.parametrize(("d", "k"), [(5, 9), (40, 6), (70, 60)])
+def test_float64_beyond_the_range_of_float32(monkeypatch, isa, d, k, exponent):
+    monkeypatch.setenv("DCFAST_ISA", isa)
+    x, c = (t * 2.0**exponent for t in make(250, d, k, "normal", torch.float64))
+    labels, bounds = torch.full((250,), -1), ops.distance_bounds(250, d, x.device)
+    with ops.backend("native"):
+        assert torch.equal(ops.assign(x, c), reference(x, c))
+        for share in (0.4, 0.05, 0):
+            new = c + share * x[:k]
+            labels = reassign(x, new, c, labels, bounds)
+            assert torch.equal(labels, reference(x, new))
+            assert_bounds_hold(bounds, x, new, labels)
+            c = new
+
+
 @pytest.mark.parametrize("d", [16, 64])
 def test_near_ties_in_the_last_bit(d):
     x = torch.rand(200, d, generator=torch.Generator().manual_seed(0))

@@ -118,7 +118,7 @@ void find_changed(const T* c, const T* previous, int64_t k, int64_t d, const Pre
         p.step[j] = 0.0f;
         p.differs[j] = !equal_rows(c + j * d, previous + j * d, d);
         if (!p.differs[j]) continue;
-        const double square = square_between(c + j * d, previous + j * d, d, float(scale));
+        const double square = square_between(c + j * d, previous + j * d, d, T(scale));
         const double step = sqrt(square * (1.0 + epsilon) + 0x1p-100) / scale;
         p.step[j] = round_up(step);
         most = fmax(most, step);

@@ -59,7 +59,7 @@ Own find_own(const Rows<T>& r, const Prepared<T>& p, int64_t row) {
   const int64_t label = r.before[row];
   if (label < 0) return own;
   own.group = int32_t(label / p.groups.size);
-  const float scale = float(*p.scale);
+  const T scale = T(*p.scale);
   const double epsilon = double(epsilon_of(r.d)), tau = 0x1p-100;
   const double now = square_between(r.row(row), r.centroids + label * r.d, r.d, scale);
   if (!(now < 0x1p100)) return own;
@@ -75,10 +75,11 @@ Own find_own(const Rows<T>& r, const Prepared<T>& p, int64_t row) {
   return own;
 }
 
-// Turns lengths into the data's units. Infinite where float32 has no such number.
+// Turns lengths into the data's units. Infinite where those, which the bounds are in, are not for float32: then nothing
+// is known of any group.
 template <class T>
 inline float unit_of(const Prepared<T>& p) {
-  return float(1.0 / *p.scale);
+  return abs(ilogb(*p.scale)) <= kMostExponent ? float(1.0 / *p.scale) : INFINITY;
 }
 
 // What is kept of a row, a lane each: the bounds of the groups and, last, at least the distance to its own centroid.

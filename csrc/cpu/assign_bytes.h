@@ -106,14 +106,14 @@ struct Measures {
 
 template <class T>
 Measures measure_row(const T* x, const Prepared<T>& p, int64_t d) {
-  const float scale = float(*p.scale);
+  const T scale = T(*p.scale);
   Floats squares = {}, largest = {};
   float longest = 0.0f, tail = 0.0f, last = 0.0f;
   const int64_t whole = d / kFloats * kFloats;
   for (int64_t first = 0; first < whole; first += kByteSpan) {
     Floats own = {};
     for (int64_t i = first; i < whole && i < first + kByteSpan; i += kFloats) {
-      const Floats v = shifted(x + i, p.shift + i, broadcast(scale));
+      const Floats v = shifted(x + i, p.shift + i, scale);
       own = fmadd(v, v, own);
       largest = maximum(v < 0.0f ? -v : v, largest);
     }
@@ -137,7 +137,7 @@ Measures measure_row(const T* x, const Prepared<T>& p, int64_t d) {
 template <class T>
 float pack_row_in_bytes(const T* x, const Prepared<T>& p, int64_t d, uint8_t* q, float* norm, float* inverse,
                         float* square) {
-  const float scale = float(*p.scale);
+  const T scale = T(*p.scale);
   const Measures of = measure_row(x, p, d);
   const float own = length_from(of.square, d);
   if (!(own < kHugeRow)) return -1.0f;
@@ -145,7 +145,7 @@ float pack_row_in_bytes(const T* x, const Prepared<T>& p, int64_t d, uint8_t* q,
   const float v = fmaxf(fmaxf(longest, of.largest / 126.4f), 0x1p-80f), per = 1.0f / v;
   Floats rests[2] = {};
   const auto step = [&](int64_t at, int chain) {
-    const Floats element = shifted(x + at, p.shift + at, broadcast(scale));
+    const Floats element = shifted(x + at, p.shift + at, scale);
     const Floats rounded = fmadd(element, broadcast(per), broadcast(kRounder));
     const Floats left = fnmadd(rounded - kRounder, broadcast(v), element);
     rests[chain] = fmadd(left, left, rests[chain]);
@@ -433,7 +433,7 @@ bool settle_rivals(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int
   for (int i = 0; i < rivals.count; ++i) {
     if (!(rivals.low[i] <= s.limit[slot])) continue;
     const int64_t index = p.all.index[rivals.position[i]];
-    const double square = square_between(x, r.centroids + index * r.d, r.d, float(*p.scale));
+    const double square = square_between(x, r.centroids + index * r.d, r.d, T(*p.scale));
     add(index, square * (1.0 - epsilon), square * (1.0 + epsilon));
   }
   int64_t close = 0;

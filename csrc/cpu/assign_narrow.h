@@ -92,7 +92,7 @@ inline Floats narrow_quads(const float* const rows[kFloats], const float* m, flo
   }
   return (of_quads(x) - of_quads(shift)) * scale;
 }
-inline Floats narrow_quads(const double* const rows[kFloats], const double* m, float scale, int64_t count, int64_t i) {
+inline Floats narrow_quads(const double* const rows[kFloats], const double* m, double scale, int64_t count, int64_t i) {
   typedef double Four __attribute__((vector_size(32), aligned(8), may_alias));
   Quad x[kFloats / 4];
 #pragma GCC unroll 4
@@ -100,11 +100,11 @@ inline Floats narrow_quads(const double* const rows[kFloats], const double* m, f
     const double* here = rows[4 * q] + i;
     if (count >= 4) {
       const Four v = *reinterpret_cast<const Four*>(here) - *reinterpret_cast<const Four*>(m + i);
-      x[q] = __builtin_convertvector(v * double(scale), Quad);
+      x[q] = __builtin_convertvector(v * scale, Quad);
     } else {
       x[q] = Quad{};
 #pragma GCC unroll 3
-      for (int c = 0; c < 3; ++c) x[q][c] = c < count ? float((here[c] - m[i + c]) * double(scale)) : 0.0f;
+      for (int c = 0; c < 3; ++c) x[q][c] = c < count ? float((here[c] - m[i + c]) * scale) : 0.0f;
     }
   }
   return of_quads(x);
@@ -113,7 +113,7 @@ inline Floats narrow_quads(const double* const rows[kFloats], const double* m, f
 // Rows n <= kNarrowBlock; what fills up the last group repeats the last row.
 template <class T>
 void transpose(const T* x, int64_t row_stride, int64_t n, int64_t d, const Prepared<T>& p, const NarrowScratch& s) {
-  const float scale = float(*p.scale);
+  const T scale = T(*p.scale);
   const int64_t padded = (n + kGroupRows - 1) / kGroupRows * kGroupRows;
   for (int64_t first = 0; first < padded; first += kFloats) {
     float* to = s.columns + first / kGroupRows * kGroupRows * d + first % kGroupRows;

@@ -186,12 +186,14 @@ int64_t layout(int64_t k, int64_t d, bool narrow, bool with_previous, bool label
   return at;
 }
 
-// The power of two that brings elements up to `largest` into [1, 2). The passes scale in float32, which holds 2^-126 to
+// The power of two that brings elements up to `largest` into [1, 2). The passes scale in T, and float32 holds 2^-126 to
 // 2^127; beyond that elements are less than 1, and only tau grows beside them.
+constexpr int kMostExponent = 120;
+
 template <class T>
 double scale_of(double largest) {
   int exponent = largest > 0.0 ? ilogb(largest) : 0;
-  const int most = sizeof(T) == 4 ? 120 : 1000;
+  const int most = sizeof(T) == 4 ? kMostExponent : 1000;
   exponent = exponent < -most ? -most : exponent;
   if (sizeof(T) == 4 && exponent > most) exponent = most;
   return ldexp(1.0, -exponent);

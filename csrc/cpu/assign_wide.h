@@ -75,14 +75,16 @@ void pack_wide(const T* c, int64_t j, int64_t d, const Prepared<T>& prepared, in
 }
 
 // kFloats elements of x~.
-inline __attribute__((always_inline)) Floats shifted(const float* x, const float* m, Floats scale) {
+inline __attribute__((always_inline)) Floats shifted(const float* x, const float* m, float scale) {
   return (load(x) - load(m)) * scale;
 }
-inline __attribute__((always_inline)) Floats shifted(const double* x, const double* m, Floats scale) {
-  return narrowed((load(x) - load(m)) * double(scale[0]), (load(x + kDoubles) - load(m + kDoubles)) * double(scale[0]));
+inline __attribute__((always_inline)) Floats shifted(const double* x, const double* m, double scale) {
+  return narrowed((load(x) - load(m)) * scale, (load(x + kDoubles) - load(m + kDoubles)) * scale);
 }
-inline float shifted_one(const float* x, const float* m, float scale) { return (*x - *m) * scale; }
-inline float shifted_one(const double* x, const double* m, float scale) { return float((*x - *m) * double(scale)); }
+template <class T>
+inline float shifted_one(const T* x, const T* m, T scale) {
+  return float((*x - *m) * scale);
+}
 
 // Per lane, a row's lowest bound so far, which vector of positions it came from, and the second lowest.
 struct Lowest {
@@ -203,16 +205,16 @@ inline double square_between(const float* x, const float* c, int64_t d, float sc
   }
   return double(sum(squares + others) + tail);
 }
-inline double square_between(const double* x, const double* c, int64_t d, float scale) {
+inline double square_between(const double* x, const double* c, int64_t d, double scale) {
   Doubles squares = {};
   double tail = 0.0;
   int64_t i = 0;
   for (; i + kDoubles <= d; i += kDoubles) {
-    const Doubles v = (load(x + i) - load(c + i)) * double(scale);
+    const Doubles v = (load(x + i) - load(c + i)) * scale;
     squares += v * v;  // not fused, though it might be: tests look for fused doubles in these files
   }
   for (; i < d; ++i) {
-    const double v = (x[i] - c[i]) * double(scale);
+    const double v = (x[i] - c[i]) * scale;
     tail += v * v;
   }
   return sum(squares) + tail;
@@ -228,11 +230,11 @@ inline float length_from(float square, int64_t d) {
 template <class T>
 inline void round_row(const T* x, const Prepared<T>& p, int64_t d, float inv, float per, int16_t* q, float* square,
                       float* rest) {
-  const float scale = float(*p.scale);
+  const T scale = T(*p.scale);
   Floats squares[2] = {}, rests[2] = {};
   int64_t i = 0;
   const auto step = [&](int64_t at, int chain) {
-    const Floats v = shifted(x + at, p.shift + at, broadcast(scale));
+    const Floats v = shifted(x + at, p.shift + at, scale);
     const Floats rounded = fmadd(v, broadcast(per), broadcast(kRounder));
     const Floats left = fnmadd(rounded - kRounder, broadcast(inv), v);
     squares[chain] = fmadd(v, v, squares[chain]);
