@@ -10,6 +10,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from dcfast import KMeans, ops
+from dcfast.cluster import sphere
+from dcfast.faiss.vectors import of_unit_length
 from dcfast.ops import _native
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -28,8 +30,15 @@ def unit(X):
     squares = torch.zeros(len(X), dtype=torch.float64)
     for i in range(X.shape[1]):
         squares = squares + X[:, i].double() * X[:, i].double()
-    norms = torch.where(squares > 0, squares.sqrt(), 1.0)
+    norms = torch.from_numpy(np.where(squares > 0, np.sqrt(squares.numpy()), 1.0))  # torch's may be off by a place
     return (X.double() / norms[:, None]).to(X.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norms_are_rounded_once(dtype):
+    x = torch.randn(20_000, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sphere.unit(x), unit(x))
+    assert torch.equal(of_unit_length(x.float()), unit(x.float()))
 
 
 def bits(model):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from dcfast import ops
+from dcfast.cluster import arrays
 from dcfast.cluster.points import Points
 
 # Elements of rows that are divided by their norms at once.
@@ -64,4 +65,4 @@ def norms_from(squares: torch.Tensor, extreme: torch.Tensor) -> torch.Tensor:
     """What rows of these squares are divided by: 1 for those of zeros. ValueError if one is extreme."""
     if bool(extreme.any()):
         raise ValueError("X has rows of a norm beyond 2^480 or below 2^-480: rescale them")
-    return torch.where(squares > 0, squares.sqrt(), 1.0)
+    return torch.where(squares > 0, arrays.square_root(squares), 1.0)

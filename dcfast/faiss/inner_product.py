@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dcfast.cluster import arrays
 from dcfast.faiss.index import METRIC_INNER_PRODUCT, IndexFlatL2
 from dcfast.faiss.neighbours import BLOCK_BYTES, squared_distances
 
@@ -43,7 +44,7 @@ class IndexFlatIP(IndexFlatL2):
         parts = []
         # The square of a float32 is exact in double, and 2^-23 of what is missing remains after each.
         for _ in range(3):
-            part = missing.sqrt().float()
+            part = arrays.square_root(missing).float()
             part = torch.where(part.double().square() > missing, torch.nextafter(part, torch.zeros_like(part)), part)
             missing = missing - part.double().square()
             parts.append(part)

@@ -35,7 +35,7 @@ def as_rows(x: Any, d: int, name: str = "x") -> torch.Tensor:
 
 def of_unit_length(rows: torch.Tensor) -> torch.Tensor:
     """Copies of the rows, divided by their lengths in double; rows of zeros or with NaN as they are."""
-    norms = squared_distances(rows, rows.new_zeros(1, rows.shape[1])).sqrt()
+    norms = arrays.square_root(squared_distances(rows, rows.new_zeros(1, rows.shape[1])))
     return (rows.double() / torch.where(norms > 0, norms, 1)[:, None]).float()
 
 
