@@ -126,6 +126,26 @@ def test_private_names_that_others_read():
         np.testing.assert_array_equal(np.sort(np.asarray(start), 0), np.sort(X[7:10], 0))
 
 
+@pytest.mark.parametrize("kind", [KMeans, MiniBatchKMeans])
+def test_centroids_that_were_saved_make_a_model(kind):
+    X = blobs()
+    fitted = kind(4, random_state=0).fit(X)
+    model = kind(4)
+    model.cluster_centers_ = fitted.cluster_centers_
+    model._n_threads = 1  # which scikit-learn's needs
+    frame = pd.DataFrame(X)
+    for rows in (X, X.tolist(), frame, scipy.sparse.csr_matrix(X), torch.tensor(X)):
+        np.testing.assert_array_equal(model.predict(rows), fitted.labels_)
+        np.testing.assert_array_equal(np.asarray(model.transform(rows)), fitted.transform(X))
+        assert model.score(rows) == fitted.score(X)
+    for rows in (X[:, :3], torch.tensor(X[:, :3])):
+        with pytest.raises(ValueError, match="X has 3 features, but cluster_centers_ has 4"):
+            model.predict(rows)
+    fitted.cluster_centers_ = fitted.cluster_centers_[:, :3]
+    with pytest.raises(ValueError, match="X has 4 features, but cluster_centers_ has 3"):
+        fitted.predict(X)
+
+
 def test_warnings_of_scikit_learn():
     X = blobs()
     for kind in (KMeans, MiniBatchKMeans):

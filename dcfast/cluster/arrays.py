@@ -112,11 +112,14 @@ def as_points(estimator: BaseEstimator, X: Any, *, reset: bool) -> torch.Tensor:
 
 
 def check_features(estimator: Any, n_features: int, reset: bool) -> None:
-    """Set or check `n_features_in_` for rows whose columns have no names: those of an earlier fit are forgotten."""
+    """Set or check `n_features_in_` for rows whose columns have no names: those of an earlier fit are forgotten.
+
+    An estimator without one was not fitted but given its centroids.
+    """
     _check_feature_names(estimator, None, reset=reset)
     if reset:
         estimator.n_features_in_ = n_features
-    elif n_features != estimator.n_features_in_:
+    elif n_features != getattr(estimator, "n_features_in_", n_features):
         raise ValueError(
             f"X has {n_features} features, but {type(estimator).__name__} is expecting "
             f"{estimator.n_features_in_} features as input."

@@ -165,6 +165,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             spherical=self.spherical,
             device=self.device,
         )
+        if centroids.shape[1] != points.n_features:
+            raise ValueError(f"X has {points.n_features} features, but cluster_centers_ has {centroids.shape[1]}")
         return points, centroids.to(points.device, points.dtype)
 
     def predict(self, X: Any) -> Any:

@@ -187,7 +187,7 @@ def _needs_no_conversion(estimator: Any, X: Any, reset: bool) -> bool:
         and X.ndim == 2
         and X.dtype in arrays.NUMPY.values()
         and X.size > 0
-        and (reset or X.shape[1] == estimator.n_features_in_)
+        and (reset or X.shape[1] == getattr(estimator, "n_features_in_", None))
         and not hasattr(estimator, "feature_names_in_")
     )
 
