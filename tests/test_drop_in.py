@@ -111,6 +111,11 @@ def test_private_names_that_others_read():
     assert KMeans(init=X[:8]).fit(X)._n_init == 1
     model = MiniBatchKMeans(init="random", batch_size=20).fit(X)
     assert (model._n_init, model._batch_size, model._init_size, model._counts.shape) == (3, 20, 60, (8,))
+    for kind in ESTIMATORS:  # saved beside the centroids, for scikit-learn's predict or ours
+        saved = {name: getattr(kind(4).fit(X), name) for name in ("n_features_in_", "_n_threads", "cluster_centers_")}
+        restored = sklearn.cluster.KMeans(4)
+        restored.__dict__.update(saved)
+        assert set(restored.predict(X)) == set(range(4))
     weight = np.zeros(300)
     weight[7:10] = 1
     for answer in (np.asarray, torch.tensor):

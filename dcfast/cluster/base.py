@@ -72,6 +72,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     spherical: bool = False
     # What works on the rows, if not the device that they are on.
     device: torch.device | str | None = None
+    # scikit-learn's predicts by so many; saved beside the centroids by code written for it, and read by none of ours.
+    _n_threads = 1
 
     def _check_parameters(self, points: Points) -> None:
         """Set `_n_init`, the number of starts."""
