@@ -151,6 +151,32 @@ def test_centroids_that_were_saved_make_a_model(kind):
         fitted.predict(X)
 
 
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_a_subclass_may_have_methods_of_its_own(kind):
+    class Sorted(kind):
+        """Its signatures are scikit-learn's."""
+
+        def __init__(self, n_clusters=8, *, column=0, random_state=None):
+            super().__init__(n_clusters=n_clusters, random_state=random_state)
+            self.column = column
+
+        def fit(self, X, y=None, sample_weight=None):
+            super().fit(X=X, y=y, sample_weight=sample_weight)
+            self.order_ = np.argsort(self.cluster_centers_[:, self.column])
+            return self
+
+        def transform(self, X):
+            return super().transform(X)[:, self.order_]
+
+    X, weight = blobs(), np.random.RandomState(0).rand(300)
+    model = clone(Sorted(4, column=1, random_state=0))
+    plain = kind(4, random_state=0).fit(X, sample_weight=weight)
+    np.testing.assert_array_equal(model.fit_predict(X, sample_weight=weight), plain.labels_)
+    distances = model.fit_transform(X, sample_weight=weight)
+    np.testing.assert_array_equal(distances, plain.transform(X)[:, model.order_])
+    assert make_pipeline(StandardScaler(), model).fit_predict(X).shape == (300,)
+
+
 def test_warnings_of_scikit_learn():
     X = blobs()
     for kind in (KMeans, MiniBatchKMeans):

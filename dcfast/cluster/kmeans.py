@@ -305,10 +305,14 @@ class KMeans(BaseKMeans):
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None, offsets: Any = None) -> Any:
         """`fit`, then `labels_`."""
+        if offsets is None:  # of which the `fit` of a subclass may know nothing
+            return super().fit_predict(X, sample_weight=sample_weight)
         return self.fit(X, sample_weight=sample_weight, offsets=offsets).labels_
 
     def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None, offsets: Any = None) -> Any:
         """`fit`, then `transform`."""
+        if offsets is None:
+            return super().fit_transform(X, sample_weight=sample_weight)
         return self.fit(X, sample_weight=sample_weight, offsets=offsets).transform(X, offsets)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None, offsets: Any = None) -> Any:
