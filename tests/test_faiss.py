@@ -762,6 +762,47 @@ def test_index_factory():
     assert type(ours.index_factory(3, "Flat")) is ours.IndexFlatL2
 
 
+@pytest.mark.parametrize("metric", ["L2", "IP"])
+def test_files_of_indices_are_those_of_faiss(metric, tmp_path):
+    path = str(tmp_path / "index")
+    for writer, reader in ((faiss, ours), (ours, faiss), (ours, ours)):
+        index = filled(writer, metric)
+        assert writer.write_index(index, path) is None
+        bytes_ = writer.serialize_index(index)
+        np.testing.assert_array_equal(bytes_, np.fromfile(path, np.uint8))
+        for read in (reader.read_index(path), reader.deserialize_index(bytes_)):
+            assert type(read) is getattr(reader, f"IndexFlat{metric}")
+            assert (read.d, read.ntotal, read.metric_type) == (3, 6, index.metric_type)
+            np.testing.assert_array_equal(read.reconstruct_n(0, 6), index.reconstruct_n(0, 6))
+        writer.write_index(getattr(writer, f"IndexFlat{metric}")(4), path)
+        assert (reader.read_index(path).d, reader.read_index(path).ntotal) == (4, 0)
+    model = ours.Kmeans(4, 5, spherical=metric == "IP")
+    model.train(normal(300, 4))
+    ours.write_index(model.index, tmp_path / "centroids")
+    for left, right in zip(ours.read_index(tmp_path / "centroids").search(X, 1), model.assign(X), strict=True):
+        np.testing.assert_array_equal(left[:, 0], right)
+
+
+def test_files_of_other_things_are_refused(tmp_path):
+    whole = ours.serialize_index(filled(ours))
+    for size in range(len(whole)):
+        with pytest.raises(ValueError, match=f"data (begins with|has {size} bytes)"):
+            ours.deserialize_index(whole[:size])
+    odd = whole.copy()
+    odd[4:8] = 255  # a dimension of -1
+    for data in (np.append(whole, 0), np.append(whole, [0] * 4), odd):
+        with pytest.raises(ValueError, match="not those of the index that it begins with"):
+            ours.deserialize_index(data)
+    (tmp_path / "hnsw").write_bytes(bytes(faiss.serialize_index(faiss.IndexHNSWFlat(4, 8))))
+    with pytest.raises(ValueError, match="hnsw' begins with b'IHNf': it holds none of faiss's flat indices"):
+        ours.read_index(tmp_path / "hnsw")
+    with pytest.raises(FileNotFoundError, match="absent"):
+        ours.read_index(tmp_path / "absent")
+    with pytest.raises(TypeError, match="index is a HNSW"):
+        ours.write_index(faiss.IndexHNSWFlat(4, 8).hnsw, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_rows_are_normalised_in_place():
     theirs = np.concatenate([normal(100, 7), np.zeros((1, 7), "float32"), np.full((1, 7), np.nan, "float32")])
     mine, tensor, wide = theirs.copy(), torch.tensor(theirs), np.zeros((102, 14), "float32")

@@ -7,14 +7,16 @@ for a bad argument, these classes raise ValueError or TypeError with its value a
 
 Offered are k-means (`Kmeans`, `Clustering` and their parameters) and what code around it calls: the exact indices
 `IndexFlatL2` and `IndexFlatIP` (`index_factory` of 'Flat') with ``add``, ``search``, ``assign``, ``range_search``,
-``reconstruct``, ``reconstruct_n``, ``reconstruct_batch``, ``remove_ids`` and ``reset``; `PCAMatrix`; `normalize_L2`;
-`vector_to_array` and `copy_array_to_vector`; `get_num_gpus`, `omp_get_max_threads` and `omp_set_num_threads`.
+``reconstruct``, ``reconstruct_n``, ``reconstruct_batch``, ``remove_ids`` and ``reset``; `write_index`, `read_index`,
+`serialize_index` and `deserialize_index` of these, in faiss's format; `PCAMatrix`; `normalize_L2`; `vector_to_array`
+and `copy_array_to_vector`; `get_num_gpus`, `omp_get_max_threads` and `omp_set_num_threads`.
 """
 
 from typing import Any
 
 from dcfast.faiss.clustering import Clustering
 from dcfast.faiss.factory import index_factory
+from dcfast.faiss.files import deserialize_index, read_index, serialize_index, write_index
 from dcfast.faiss.index import METRIC_INNER_PRODUCT, METRIC_L2, IndexFlatL2
 from dcfast.faiss.inner_product import IndexFlatIP
 from dcfast.faiss.kmeans import Kmeans
@@ -43,13 +45,17 @@ __all__ = [
     "PCAMatrix",
     "ProgressiveDimClusteringParameters",
     "copy_array_to_vector",
+    "deserialize_index",
     "get_num_gpus",
     "index_factory",
     "normalize_L2",
     "omp_get_max_threads",
     "omp_set_num_threads",
+    "read_index",
+    "serialize_index",
     "vector_float_to_array",
     "vector_to_array",
+    "write_index",
 ]
 
 
