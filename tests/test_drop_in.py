@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from decimal import Decimal
 
 import array_api_strict
 import numpy as np
@@ -322,7 +323,10 @@ def test_numbers_in_other_guises():
     X = blobs()
     expected = KMeans(3, init=X[:3], n_init=1).fit(X)
     text = X.astype("U32")
-    np.testing.assert_array_equal(KMeans(3, init=X[:3], n_init=1).fit(text).labels_, expected.labels_)
+    for other in (text, [[str(value) for value in row] for row in X], [tuple(map(Decimal, row)) for row in X]):
+        np.testing.assert_array_equal(KMeans(3, init=X[:3], n_init=1).fit(other).labels_, expected.labels_)
+        np.testing.assert_array_equal(expected.predict(other), expected.labels_)
+    assert KMeans(3).fit(list(X.astype("float32"))).cluster_centers_.dtype == np.float32
     init = pd.DataFrame(X[:3]).astype(object)
     np.testing.assert_array_equal(KMeans(3, init=init, n_init=1).fit(X).labels_, expected.labels_)
     with pytest.raises(ValueError, match="init holds object"):

@@ -138,6 +138,7 @@ def _open(
     if _needs_no_conversion(estimator, X, reset):
         estimator.n_features_in_ = X.shape[1]
     elif not isinstance(X, (torch.Tensor, np.memmap)) and not arrays.is_foreign(X):
+        X = np.asarray(X) if isinstance(X, (list, tuple)) else X  # whose dtype then says what is to be converted
         X = validate_data(
             estimator,
             X,
