@@ -593,11 +593,17 @@ def test_refuses(case):
         call()
 
 
-def test_gpu_needs_a_device(monkeypatch):
+def test_without_a_gpu_the_cpu_is_used_and_a_warning_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RuntimeError, match="gpu=True: torch sees no CUDA device"):
-        ours.Kmeans(4, 5, gpu=True)
-    assert ours.Kmeans(4, 5, gpu=False).gpu is False
+    x = normal(300, 4)
+    expected = ours.Kmeans(4, 5, gpu=False)
+    expected.train(x)
+    for gpu in (True, -1):
+        with pytest.warns(UserWarning, match=f"gpu={gpu}: torch sees no CUDA device here, so the CPU is used"):
+            model = ours.Kmeans(4, 5, gpu=gpu)
+        model.train(x)
+        np.testing.assert_array_equal(model.centroids, expected.centroids)
+        assert model.gpu is expected.gpu is False
 
 
 # Indices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields
 from typing import Any
 
@@ -32,7 +33,8 @@ class Kmeans:
         Number of clusters.
     gpu : bool or int, default=False
         Move the data to the current CUDA device for training. True, -1 and 1 mean the same: one device serves a run.
-        Tensors on a CUDA device are used there without it.
+        Where torch sees none the CPU does, as in faiss, and a warning says so; `gpu` is False then. Tensors on a CUDA
+        device are used there without it.
     progressive_dim_steps : int, optional
         Cluster in growing dimensions, in so many steps (`ProgressiveDimClusteringParameters`), without weights, initial
         centroids or spherical.
@@ -59,7 +61,10 @@ class Kmeans:
         If the value of one is of another type.
     ValueError
         If `gpu` is a number of devices or of one: a run is served by the current one.
-    RuntimeError
+
+    Warns
+    -----
+    UserWarning
         If `gpu` is given and torch sees no CUDA device.
 
     See Also
@@ -88,7 +93,8 @@ class Kmeans:
         if gpu not in (False, True, -1):
             raise ValueError(f"gpu={gpu}: one device serves a run; use gpu=True")
         if gpu and not torch.cuda.is_available():
-            raise RuntimeError(f"gpu={gpu}: torch sees no CUDA device here; leave gpu out to use the CPU")
+            warnings.warn(f"gpu={gpu}: torch sees no CUDA device here, so the CPU is used", stacklevel=2)
+            gpu = False
         self.gpu = gpu
         self.cp = ClusteringParameters()
         if progressive_dim_steps is not None:
