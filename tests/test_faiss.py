@@ -577,7 +577,6 @@ REFUSED = [
     (lambda: ours.omp_set_num_threads(0), ValueError, "num_threads=0: expected at least 1"),
     (lambda: ours.omp_set_num_threads(1.5), TypeError, "integer"),
     (lambda: ours.PCAMatrix(4, 5), ValueError, "dout=5"),
-    (lambda: ours.PCAMatrix(4, 3, 0.0, True), ValueError, "random_rotation=True"),
     (lambda: ours.PCAMatrix(4, 4).train(X[:4]), ValueError, "4 rows"),
     (lambda: ours.PCAMatrix(4, 2).apply(X), ValueError, "not trained"),
     (lambda: ours.GpuIndexFlatL2, AttributeError, "CUDA tensors"),
@@ -909,6 +908,29 @@ def test_pca_options():
         pca.train(flat)
         lengths.append(np.linalg.norm(pca.apply(np.eye(4)), axis=1))
     np.testing.assert_allclose(lengths[1], lengths[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("power", [0.0, -0.5])
+def test_pca_is_rotated_at_random(power):
+    x = normal(800, 10, offset=2.0) * np.arange(1, 11, dtype="float32")
+    plain = ours.PCAMatrix(10, 6, power)
+    plain.train(x)
+    expected = plain.apply(x).astype("float64")
+    for module in (faiss, ours):
+        pca = module.PCAMatrix(10, 6, power, True)
+        pca.train(x)
+        assert pca.random_rotation
+        got = pca.apply(x).astype("float64")
+        scale = np.abs(expected @ expected.T).max()
+        np.testing.assert_allclose(got @ got.T, expected @ expected.T, atol=1e-4 * scale)  # no length, no angle changes
+        assert np.abs(np.abs(got) - np.abs(expected)).max() > 0.1 * np.abs(expected).max()
+        matrix, bias = module.vector_to_array(pca.A).reshape(6, 10), module.vector_to_array(pca.b)
+        np.testing.assert_allclose(x @ matrix.T + bias, got, rtol=1e-3, atol=1e-3)
+    if power == 0:
+        np.testing.assert_allclose(pca.reverse_transform(got), plain.reverse_transform(expected), atol=1e-4)
+    again = ours.PCAMatrix(10, 6, power, random_rotation=True)
+    again.train(torch.tensor(x))
+    np.testing.assert_array_equal(again.apply(x), pca.apply(x))
 
 
 # A project

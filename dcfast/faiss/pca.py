@@ -8,11 +8,12 @@ import torch
 
 from dcfast.cluster import arrays
 from dcfast.cluster.whiten import PCAWhiten, one_thread
-from dcfast.faiss.starts import permutation
+from dcfast.faiss.starts import generator, permutation
 from dcfast.faiss.vectors import Vector, as_rows
 
 # Of the sample that faiss trains on.
 _SEED = 1234
+_ROTATION_SEED = 5
 
 
 class PCAMatrix:
@@ -26,11 +27,12 @@ class PCAMatrix:
         Component i is multiplied by (eigenvalue_i + epsilon)^eigen_power: -0.5 whitens. faiss 1.15 names it
         `eigen_power_in`, which is taken too.
     random_rotation : bool, default=False
-        Only False.
+        Rotate the output at random, which spreads the variance over its columns; always the same rotation for one
+        `dout`, but another than faiss's.
 
     Attributes
     ----------
-    d_in, d_out, eigen_power, is_trained
+    d_in, d_out, eigen_power, random_rotation, is_trained
     epsilon : float, default=0
         Added to the eigenvalues.
     max_points_per_d : int, default=1000
@@ -57,11 +59,10 @@ class PCAMatrix:
     ) -> None:
         if not 1 <= dout <= din:
             raise ValueError(f"dout={dout}: expected 1 <= dout <= din = {din}")
-        if random_rotation:
-            raise ValueError("random_rotation=True: there is none here; multiply the result by a rotation")
         self.d_in = int(din)
         self.d_out = int(dout)
         self.eigen_power = float(eigen_power if eigen_power_in is None else eigen_power_in)
+        self.random_rotation = bool(random_rotation)
         self.epsilon = 0.0
         self.max_points_per_d = 1000
         self.is_trained = False
@@ -88,6 +89,11 @@ class PCAMatrix:
         if self.eigen_power != 0:
             scale = (eigenvalues + self.epsilon) ** self.eigen_power
             pca.components_ = pca.components_ * torch.where(real | (self.epsilon > 0), scale, 0)[:, None]
+        if self.random_rotation:
+            normal = torch.as_tensor(generator(_ROTATION_SEED).standard_normal((self.d_out, self.d_out)))
+            with one_thread():
+                rotation = torch.linalg.qr(normal).Q.to(pca.components_.device)
+                pca.components_ = rotation @ pca.components_
         self._pca = pca
         self.mean = _vector(pca.mean_)
         self.eigenvalues = _vector(torch.nn.functional.pad(eigenvalues, (0, self.d_in - self.d_out)))
