@@ -153,7 +153,7 @@ template <class T>
 void prepare(const T* c, int64_t k, int64_t d, const T* previous, bool labelled, char* workspace, int n_threads) {
   IeeeMode ieee;
   Prepared<T> p;
-  const bool narrow = is_narrow(k, d);
+  const bool narrow = is_narrow<T>(k, d);
   layout(k, d, narrow, previous != nullptr, labelled, workspace, &p);
 #pragma omp parallel num_threads(n_threads)
   {
@@ -217,7 +217,7 @@ void assign_part(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int64
 template <class T>
 void assign_all(const Rows<T>& r, char* workspace, char* scratch, int64_t* counts, int n_threads) {
   IeeeMode ieee;
-  const bool narrow = is_narrow(r.k, r.d), known = !narrow && r.previous != nullptr;
+  const bool narrow = is_narrow<T>(r.k, r.d), known = !narrow && r.previous != nullptr;
   Prepared<T> p;
   layout(r.k, r.d, narrow, r.previous != nullptr, r.before != nullptr, workspace, &p);
   if (*p.all.live == 0) {
@@ -274,8 +274,9 @@ int assign_workspace(int dtype, int64_t k, int64_t d, bool with_previous, bool l
   // Beyond a million columns rounding takes more than a hundredth of a length, more than the bounds allow for.
   if (k > INT32_MAX - kPanel || d > (int64_t(1) << 20)) return DCFAST_OUT_OF_RANGE;
   return with_dtype(dtype, [&](auto element) {
-    Prepared<decltype(element)> p;
-    *bytes = layout(k, d, is_narrow(k, d), with_previous, labelled, nullptr, &p);
+    using T = decltype(element);
+    Prepared<T> p;
+    *bytes = layout(k, d, is_narrow<T>(k, d), with_previous, labelled, nullptr, &p);
   });
 }
 
@@ -289,11 +290,12 @@ int assign_prepare(int dtype, const void* centroids, int64_t k, int64_t d, const
 }
 
 int assign_scratch(int dtype, int64_t k, int64_t d, int64_t* bytes) {
-  if (dtype != DCFAST_FLOAT32 && dtype != DCFAST_FLOAT64) return DCFAST_INVALID_DTYPE;
-  Scratch wide = {};
-  NarrowScratch narrow = {};
-  *bytes = is_narrow(k, d) ? narrow_scratch(d, nullptr, &narrow) : wide_scratch(d, nullptr, &wide);
-  return DCFAST_OK;
+  return with_dtype(dtype, [&](auto element) {
+    Scratch wide = {};
+    NarrowScratch narrow = {};
+    const bool is_one = is_narrow<decltype(element)>(k, d);
+    *bytes = is_one ? narrow_scratch(d, nullptr, &narrow) : wide_scratch(d, nullptr, &wide);
+  });
 }
 
 int assign(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, const void* centroids, int64_t k,

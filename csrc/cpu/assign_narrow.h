@@ -98,16 +98,60 @@ inline Floats narrow_quads(const double* const rows[kFloats], const double* m, d
 #pragma GCC unroll 4
   for (int q = 0; q < kFloats / 4; ++q) {
     const double* here = rows[4 * q] + i;
+    Four v = {}, shift = {};
     if (count >= 4) {
-      const Four v = *reinterpret_cast<const Four*>(here) - *reinterpret_cast<const Four*>(m + i);
-      x[q] = __builtin_convertvector(v * scale, Quad);
+      v = *reinterpret_cast<const Four*>(here);
+      shift = *reinterpret_cast<const Four*>(m + i);
     } else {
-      x[q] = Quad{};
-#pragma GCC unroll 3
-      for (int c = 0; c < 3; ++c) x[q][c] = c < count ? float((here[c] - m[i + c]) * scale) : 0.0f;
+#if defined(__AVX2__)
+      const __m256i some = _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+      v = (Four)_mm256_maskload_pd(here, some);
+      shift = (Four)_mm256_maskload_pd(m + i, some);
+#else
+      for (int c = 0; c < count; ++c) v[c] = here[c], shift[c] = m[i + c];
+#endif
     }
+    x[q] = __builtin_convertvector((v - shift) * scale, Quad);
   }
   return of_quads(x);
+}
+
+// The columns and squares of one vector of rows, of which n are there; the last is repeated.
+template <class T>
+inline Floats transpose_rows(const T* x, int64_t row_stride, int64_t n, int64_t d, const T* m, T scale, float* to) {
+  const T* rows[kFloats];
+  for (int64_t r = 0; r < kFloats; ++r) rows[r] = x + (r < n ? r : n - 1) * row_stride;
+  // As many chains as hide the latency of a multiply-add.
+  Floats squares[4] = {};
+  const auto step = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    Floats v[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) v[r] = narrow_quads(rows + r, m, scale, count, i);
+    transpose_in_quads(v);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      squares[c] = fmadd(v[c], v[c], squares[c]);
+      if (c < count) store(to + (i + c) * kGroupRows, v[c]);
+    }
+  };
+  int64_t i = 0;
+  for (; i + 4 <= d; i += 4) step(i, 4);
+  if (i < d) step(i, d - i);
+  return (squares[0] + squares[1]) + (squares[2] + squares[3]);
+}
+
+// The same of a whole vector of rows of fewer than four columns of double, which fill less than half of a load.
+template <class T>
+inline Floats transpose_few(const T* x, int64_t row_stride, int64_t d, const T* m, T scale, float* to) {
+  Floats squares = {};
+  for (int64_t i = 0; i < d; ++i) {
+    const T shift = m[i];
+    float* column = to + i * kGroupRows;
+#pragma GCC ivdep
+    for (int64_t r = 0; r < kFloats; ++r) column[r] = float((x[r * row_stride + i] - shift) * scale);
+    squares = fmadd(load(column), load(column), squares);
+  }
+  return squares;
 }
 
 // Rows n <= kNarrowBlock; what fills up the last group repeats the last row.
@@ -117,25 +161,11 @@ void transpose(const T* x, int64_t row_stride, int64_t n, int64_t d, const Prepa
   const int64_t padded = (n + kGroupRows - 1) / kGroupRows * kGroupRows;
   for (int64_t first = 0; first < padded; first += kFloats) {
     float* to = s.columns + first / kGroupRows * kGroupRows * d + first % kGroupRows;
-    const T* rows[kFloats];
-    for (int64_t r = 0; r < kFloats; ++r) rows[r] = x + (first + r < n ? first + r : n - 1) * row_stride;
-    // As many chains as hide the latency of a multiply-add.
-    Floats squares[4] = {};
-    const auto step = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-      Floats v[4];
-#pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) v[r] = narrow_quads(rows + r, p.shift, scale, count, i);
-      transpose_in_quads(v);
-#pragma GCC unroll 4
-      for (int c = 0; c < 4; ++c) {
-        squares[c] = fmadd(v[c], v[c], squares[c]);
-        if (c < count) store(to + (i + c) * kGroupRows, v[c]);
-      }
-    };
-    int64_t i = 0;
-    for (; i + 4 <= d; i += 4) step(i, 4);
-    if (i < d) step(i, d - i);
-    store(s.norms + first, (squares[0] + squares[1]) + (squares[2] + squares[3]));
+    const int64_t from = first < n ? first : n - 1;
+    const T* rows = x + from * row_stride;
+    store(s.norms + first, sizeof(T) == 8 && d < 4 && from + kFloats <= n
+                               ? transpose_few(rows, row_stride, d, p.shift, scale, to)
+                               : transpose_rows(rows, row_stride, n - from, d, p.shift, scale, to));
   }
   const float up = 1.0f + float(d + 8) * 0x1p-23f, floor = sqrtf(float(d)) * 0x1p-74f;
   for (int64_t row = 0; row < padded; ++row) {

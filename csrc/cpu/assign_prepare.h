@@ -35,10 +35,14 @@ constexpr float kHugeRow = 0x1p50f;  // rows that far out are rechecked: their s
 
 // Few columns: rows in the lanes and float32 (assign_narrow.h); more: centroids in the lanes and int16
 // (assign_wide.h), where an element of a score costs half as much, but a row as much as 64 elements of the other 56
-// centroids and more. Measured with AVX2 and AVX-512 from 20 x 4 to 256 x 400; from 64 columns on the wide pass is
-// level even with ten centroids, and it has bounds, or the pass for a few centroids (assign_few.h) is ahead of both.
+// centroids and more. Measured with AVX2 and AVX-512 from 20 x 4 to 256 x 400. From 64 columns on the wide pass is
+// level even with ten centroids, and has bounds, except for double, which takes longer to round; for a few centroids
+// another pass is ahead of both (assign_few.h).
 constexpr int64_t kFew = 8;
-inline bool is_narrow(int64_t k, int64_t d) { return d <= 16 || (d < 64 && d * (k + 56) <= 6700); }
+template <class T>
+bool is_narrow(int64_t k, int64_t d) {
+  return d <= 16 || (d * (k + 56) <= 6700 && (d < 64 || (sizeof(T) == 8 && k > kFew)));
+}
 
 // The wide pass keeps, per row and group of centroids, how near one of them can be, and how far the own centroid: kKept
 // floats a row, so that the memory that a fit takes stays below 64 bytes a row. A group is a run of indices, whole
