@@ -347,8 +347,23 @@ class CustomBackbone(Backbone):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Return the network's output: (N, 3, H, W) images -> (N, feature_dim); ValueError if it has another width."""
-        features = self.network(_normalised(images, self.mean, self.std)).flatten(1)
+        """Return the network's output: (N, 3, H, W) images -> (N, feature_dim).
+
+        Raises
+        ------
+        TypeError
+            If it is no tensor.
+        ValueError
+            If it has another width.
+        """
+        # In rows, as torch makes images: networks that call `view` on their maps rely on it.
+        output = self.network(_normalised(images, self.mean, self.std).contiguous())
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"the backbone returns a {type(output).__name__}, not a tensor of features: wrap it in a module that "
+                "returns them alone"
+            )
+        features = output.flatten(1)
         if features.shape[1] != self.feature_dim:
             raise ValueError(
                 f"the backbone returns {features.shape[1]} features per image of {images.shape[-1]} pixels, got "

@@ -93,7 +93,8 @@ class Trainer:
         self.device = torch.device(config.device)
         model: Backbone = ranks.from_first(lambda: starting_model(config, directory, backbone))
         self.model = model.to(self.device)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.arch != CUSTOM:  # another one keeps the layout that it was written for
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )

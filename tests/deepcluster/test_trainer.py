@@ -655,6 +655,33 @@ def test_the_estimator(tmp_path):
         dcfast.DeepCluster(output=tmp_path / "other", speed=1)
 
 
+class Viewing(torch.nn.Module):
+    """Relies on maps in rows, and has a parameter of five dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.depth = torch.nn.Conv3d(1, 1, 1)
+        self.conv = torch.nn.Conv2d(3, 6, 5, stride=3)
+
+    def forward(self, images):
+        return self.conv(self.depth(images[:, None])[:, 0]).view(len(images), -1)
+
+
+class Telling(Viewing):
+    def forward(self, images):
+        return {"features": super().forward(images)}
+
+
+def test_a_network_of_the_users_own_keeps_the_layout_it_was_written_for():
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
+    options = {"feature_dim": 96, "n_clusters": 4, "epochs": 1, "image_size": 16, "workers": 0, "threads": 1}
+    for scale_on in ("workers", "device"):
+        estimator = dcfast.DeepCluster(Viewing(), scale_on=scale_on, **options).fit(list(pixels))
+        assert len(estimator.labels_) == 16
+    with pytest.raises(TypeError, match="the backbone returns a dict, not a tensor of features: wrap it in a module"):
+        dcfast.DeepCluster(Telling(), **options).fit(list(pixels))
+
+
 def test_the_estimator_trains_any_network(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
     torch.manual_seed(0)
