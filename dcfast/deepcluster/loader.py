@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
 import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +46,7 @@ class Loader(Generic[Item]):
         )
 
     def __iter__(self) -> Iterator[Item]:
-        with _kept_from_interrupts():
+        with _kept_from_signals():
             items = iter(self._loader)
         for item in items:
             if isinstance(item, Exception):
@@ -85,17 +88,29 @@ def _as_is(item: Item) -> Item:
     return item
 
 
-# A terminal's Ctrl-C reaches all processes; the one that trains ends the others when it is done with them.
+# A terminal's Ctrl-C reaches all processes, and so does the SIGTERM of a scheduler; the one that trains ends the others
+# when it is done with them.
+
+_KEPT = {signal.SIGINT, signal.SIGTERM}
 
 
 def _spared(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT)
+    threading.Thread(target=_obey, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _obey(parent: Any) -> None:
+    """End this process on a SIGTERM of the one that made it."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
 
 
 @contextmanager
-def _kept_from_interrupts() -> Iterator[None]:
-    """Keep SIGINT from processes that are made inside the block, for as long as they live: `_spared` runs late."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _kept_from_signals() -> Iterator[None]:
+    """Keep signals from processes that are made inside the block, for as long as they live: `_spared` runs late."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT)
     try:
         yield
     finally:

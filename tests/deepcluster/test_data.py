@@ -1,7 +1,9 @@
 """Images from anywhere: order, labels, corrupt files, crops that do not depend on the workers."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
 import warnings
 
 import numpy as np
@@ -172,12 +174,15 @@ def test_errors_come_from_workers_as_they_were_raised(workers):
         list(Loader(Failing(Stubborn("no", "such")), workers))
 
 
+KEPT = {signal.SIGINT, signal.SIGTERM}
+
+
 def _blocked():
-    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return signal.pthread_sigmask(signal.SIG_BLOCK, []) >= KEPT
 
 
 class Blocked(torch.utils.data.Dataset):
-    """Whether SIGINT was kept from the process when it began, and is ignored since."""
+    """Whether SIGINT and SIGTERM were kept from the process when it began; SIGINT is ignored since."""
 
     def __len__(self):
         return 1
@@ -188,7 +193,31 @@ class Blocked(torch.utils.data.Dataset):
 
 def test_workers_never_hear_an_interrupt():
     assert list(Loader(Blocked(), 1)) == [True]
-    assert not _blocked()
+    assert not KEPT & signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+class Own(torch.utils.data.Dataset):
+    """The number of the process that makes the items."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, number):
+        return os.getpid()
+
+
+def test_workers_outlive_the_end_that_a_scheduler_asks_of_all_processes():
+    items = iter(Loader(Own(), 1))
+    worker = next(items)
+    # From another process than the one that they obey.
+    subprocess.run(["kill", "-TERM", str(worker)], check=True)
+    assert list(items) == [worker] * 19
+    items = iter(Loader(Own(), 1))
+    worker = next(items)
+    process = next(one for one in multiprocessing.active_children() if one.pid == worker)
+    process.terminate()
+    process.join(10)
+    assert process.exitcode == 0
 
 
 def test_corrupt_files_are_named_and_skipped(folder):
