@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import os
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from dcfast.cluster.inputs import parse_memory
@@ -38,6 +40,14 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 _LEAST_SIDE = 8  # of the crops; the smallest network pools three times
 _RESNET_STRIDE = 32  # pixels of an image's side per pixel of a residual network's last maps
 _SMALL_IMAGES = 64  # up to this many pixels a side the small network and its gentler crops are the default
+
+
+# Annotation of an option -> what it must be, in words and as types, and the type that is stored.
+_KINDS: dict[str, tuple[str, tuple[type, ...], type]] = {
+    "int": ("an integer", (numbers.Integral,), int),
+    "float": ("a number", (numbers.Real,), float),
+    "bool": ("True or False", (bool, np.bool_), bool),
+}
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,16 @@ class TrainConfig:
     max_memory: int | str | None = None
 
     def __post_init__(self) -> None:
+        if self.max_memory is not None:
+            object.__setattr__(self, "max_memory", parse_memory(self.max_memory))
+        for field in dataclasses.fields(self):
+            value, kinds = getattr(self, field.name), str(field.type).split(" | ")
+            if kinds[0] not in _KINDS or (value is None and "None" in kinds) or (type(value) is str and "str" in kinds):
+                continue
+            what, accepted, stored = _KINDS[kinds[0]]
+            if not isinstance(value, accepted):
+                raise TypeError(f"{field.name} must be {what}, got {value!r}")
+            object.__setattr__(self, field.name, stored(value))  # JSON knows no numbers of numpy's
         if self.arch == CUSTOM:
             self._check_custom()
         else:
@@ -165,8 +185,6 @@ class TrainConfig:
         _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("scale_on", self.scale_on, PLACES)
-        if self.max_memory is not None:
-            object.__setattr__(self, "max_memory", parse_memory(self.max_memory))
         for name in ("pca", "kmeans_iterations", "reassign", "accumulate", "cache_side"):
             _at_least(name, getattr(self, name), 1)
         _at_least("image_size", self.image_size, _LEAST_SIDE)

@@ -567,6 +567,29 @@ def test_options_out_of_range_are_refused(options, message):
         TrainConfig(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": "3"}, "epochs must be an integer, got '3'"),
+        ({"n_clusters": 5.5}, "n_clusters must be an integer, got 5.5"),
+        ({"stop_clustering": 1.5}, "stop_clustering must be an integer, got 1.5"),
+        ({"seed": None}, "seed must be an integer, got None"),
+        ({"lr": "high"}, "lr must be a number, got 'high'"),
+        ({"sobel": "no"}, "sobel must be True or False, got 'no'"),
+    ],
+)
+def test_options_of_another_type_are_refused(options, message):
+    with pytest.raises(TypeError, match=message):
+        TrainConfig(**options)
+
+
+def test_numbers_of_numpy_are_options_like_others():
+    options = {"pca": 8, "epochs": 3, "stop_clustering": 2, "lr": 0.5, "flip": True, "max_memory": 2**20}
+    given = TrainConfig(**{name: np.asarray(value)[()] for name, value in options.items()})
+    assert given == TrainConfig(**options)
+    assert json.loads(json.dumps(given.to_dict())) == given.to_dict()
+
+
 @pytest.mark.parametrize("device", ["foo", "meta"])
 def test_other_devices_are_refused_before_any_image_is_looked_at(make_run, tmp_path, monkeypatch, device):
     monkeypatch.setattr("dcfast.deepcluster.trainer.check_images", None)
