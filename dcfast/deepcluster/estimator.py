@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from sklearn.base import BaseEstimator
 
 from dcfast.deepcluster.config import ARCHITECTURES, CUSTOM, TrainConfig
 from dcfast.deepcluster.models import CustomBackbone
@@ -19,7 +20,7 @@ from dcfast.deepcluster.trainer import start
 __all__ = ["DeepCluster"]
 
 
-class DeepCluster:
+class DeepCluster(BaseEstimator):
     """Cluster images with features that are learned from the clusters.
 
     Parameters
@@ -79,12 +80,16 @@ class DeepCluster:
         overwrite: bool = False,
         **options: Any,
     ) -> None:
-        if isinstance(backbone, str) and backbone not in ARCHITECTURES:
+        own = isinstance(backbone, torch.nn.Module)
+        if not own and backbone not in (None, *ARCHITECTURES):
             choices = ", ".join(map(repr, ARCHITECTURES))
             raise ValueError(f"backbone must be a network or one of {choices}, got {backbone!r}")
-        own = isinstance(backbone, torch.nn.Module)
+        if backbone is not None and "arch" in options:
+            raise ValueError(f"backbone and arch={options['arch']!r} both name the network: give one of them")
         if own != (feature_dim is not None):
             raise ValueError("feature_dim is of a network of your own: give both of them, or neither")
+        network = {"arch": CUSTOM, "sobel": False} if own else {"arch": backbone}
+        self.config = TrainConfig(n_clusters=n_clusters, feature_dim=feature_dim, **{**network, **options})
         self.backbone = backbone
         self.feature_dim = feature_dim
         self.output = output
@@ -92,8 +97,15 @@ class DeepCluster:
         self.verbose = verbose
         self.overwrite = overwrite
         self.options = options
-        network = {"arch": CUSTOM, "sobel": False} if own else {"arch": backbone}
-        self.config = TrainConfig(n_clusters=n_clusters, feature_dim=feature_dim, **{**network, **options})
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters, those of ``options`` among them."""
+        return {**super().get_params(deep), **self.options}
+
+    def set_params(self, **params: Any) -> DeepCluster:
+        """Set parameters, any of ``options`` too; errors as for a new estimator."""
+        self.__init__(**{**self.get_params(deep=False), **params})  # type: ignore[misc]
+        return self
 
     def fit(self, X: str | os.PathLike[str] | torch.utils.data.Dataset[Any], y: None = None) -> DeepCluster:
         """Train on 'digits', a folder of images, or a torch Dataset; ``y`` is ignored."""

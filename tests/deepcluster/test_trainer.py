@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from support.training import SMALL, Silent, assert_equal, assert_same_bits, no_report, train  # noqa: F401
 
 import dcfast
@@ -672,10 +673,30 @@ def test_the_estimator(tmp_path):
     assert len(RunDir(tmp_path / "run").read_metrics()) == 3
     with pytest.raises(ValueError, match=r"backbone must be a network or one of 'alexnet', .*, got 'runs/mine'"):
         dcfast.DeepCluster("runs/mine")
+    with pytest.raises(ValueError, match=r"backbone must be a network or one of .*, got <class 'torch.*Linear'>"):
+        dcfast.DeepCluster(torch.nn.Linear, feature_dim=3)
+    with pytest.raises(ValueError, match="backbone and arch='micro' both name the network"):
+        dcfast.DeepCluster("small", arch="micro")
     with pytest.raises(ValueError, match="feature_dim is of a network of your own"):
         dcfast.DeepCluster("small", feature_dim=3)
     with pytest.raises(TypeError, match="speed"):
         dcfast.DeepCluster(output=tmp_path / "other", speed=1)
+
+
+def test_the_estimator_has_scikit_learns_manners():
+    network = torch.nn.Flatten()
+    estimator = dcfast.DeepCluster(network, feature_dim=768, n_clusters=4, epochs=2)
+    assert estimator.get_params() == {
+        **{"backbone": network, "feature_dim": 768, "n_clusters": 4, "epochs": 2},
+        **{"output": None, "verbose": False, "overwrite": False},
+    }
+    assert repr(dcfast.DeepCluster("small", epochs=2)) == "DeepCluster(backbone='small', epochs=2)"
+    copied = clone(estimator).set_params(epochs=3, lr=0.1)
+    assert (copied.config.epochs, copied.config.lr, copied.config.n_clusters) == (3, 0.1, 4)
+    assert copied.config.arch == "custom"
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        copied.set_params(epochs=0)
+    assert (copied.get_params()["epochs"], estimator.get_params()["epochs"]) == (3, 2)
 
 
 class Viewing(torch.nn.Module):
