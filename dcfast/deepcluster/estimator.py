@@ -121,6 +121,7 @@ class DeepCluster(BaseEstimator):
         self.labels_ = trainer.assignments
         self.files_ = np.array(trainer.data.names, dtype=np.str_)
         model = trainer.model.eval()
+        vars(model).pop("forward_features", None)  # compiled, it is neither pickled nor copied with the network
         self.model_ = model.network if isinstance(model, CustomBackbone) else model
         self.history_ = trainer.history
         self.n_iter_ = trainer.finished

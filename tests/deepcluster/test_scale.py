@@ -1,7 +1,9 @@
 """Precision, parts of batches, compilation, features beyond memory, and what bounds a stage."""
 
+import copy
 import dataclasses
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import torch
 from support.training import Silent
 from torch import nn
 
+import dcfast
 from dcfast.deepcluster import TrainConfig, load_run, report, resume, rundir, stages, start
 from dcfast.deepcluster.crops import Batches
 from dcfast.deepcluster.data import check_images
@@ -196,6 +199,15 @@ def test_compilation_changes_no_result(tmp_path, monkeypatch):
     train(tmp_path / "compiled", epochs=1, compile=True)
     assert compiled == 2 * [{"dynamic": False}]  # the first to see whether it can be
     assert_same_bits(tmp_path / "plain", tmp_path / "compiled")
+
+    fitted = dcfast.DeepCluster(compile=True, epochs=1, n_clusters=4, limit=20, threads=1).fit("digits")
+    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    expected = fitted.model_.forward_features(images)
+    pickled, copied = pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted)
+    assert torch.equal(pickled.model_.forward_features(images), expected)
+    copied.model_.apply(lambda module: [parameter.data.zero_() for parameter in module.parameters()])
+    assert torch.equal(fitted.model_.forward_features(images), expected)
+    assert not copied.model_.forward_features(images).any()
 
 
 def test_a_machine_that_cannot_compile_is_told_before_any_image_is_looked_at(tmp_path, make_run, monkeypatch):
