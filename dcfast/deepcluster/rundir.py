@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
@@ -93,10 +94,35 @@ class RunDir:
         ``initial`` is the state_dict that the run starts from, where the seed alone does not give it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._clear()
-        if initial is not None:
-            replace(self.initial, saved(initial))
-        self.write_config(config)
+        with self.held():
+            self._clear()
+            if initial is not None:
+                replace(self.initial, saved(initial))
+            self.write_config(config)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training into the directory inside the block, or until this one has ended.
+
+        Raises
+        ------
+        FileExistsError
+            If another one does.
+        """
+        path = self.path / "run.lock"
+        with path.open("ab") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise FileExistsError(
+                    f"another process is training into {self.path}: end it, wait for it, or choose another --output"
+                ) from None
+            except OSError:
+                pass  # not every file system has locks
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Replace ``config.json``."""

@@ -9,7 +9,7 @@ import platform
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -124,6 +124,8 @@ class Trainer:
             If the loss or the features are no longer finite.
         MemoryError, OSError
             If memory or the disk does not suffice; the message names the options that lower the need.
+        FileExistsError
+            If another process trains into the directory.
         KeyboardInterrupt
             On Ctrl-C, and on SIGTERM while the network is trained, after the step: that state is saved, and `resume`
             goes on from it. An epoch that is being saved is saved first.
@@ -131,7 +133,7 @@ class Trainer:
         The messages name the checkpoint that still is good.
         """
         epochs = self.config.epochs or 0
-        with reproducible(self.config.threads or 1, self.device), self._board() as board:
+        with reproducible(self.config.threads or 1, self.device), self._alone(), self._board() as board:
             self.display.header()
             for record in self.history:
                 self.display.epoch(record, epochs)
@@ -182,6 +184,15 @@ class Trainer:
             ("tensorboard", self.dir.tensorboard),
         ):
             self.display.say(f"{what:>12}  {path}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes than the ranks of this run from training into its directory inside the block."""
+        with ExitStack() as stack:
+            with self.ranks.together():
+                if self.ranks.rank == 0:
+                    stack.enter_context(self.dir.held())
+            yield
 
     @contextmanager
     def _board(self) -> Iterator[SummaryWriter | None]:
@@ -428,7 +439,8 @@ def start(
     Raises
     ------
     FileExistsError
-        If ``output`` holds a run, or files of the names of a run's, and ``overwrite`` is off.
+        If ``output`` holds a run, or files of the names of a run's, and ``overwrite`` is off; or if another process
+        trains into it.
     FileNotFoundError, NotADirectoryError, ValueError, TypeError
         For data that is missing, empty or of an unknown kind, and for options that it cannot satisfy.
     """
@@ -445,6 +457,7 @@ def start(
         config = asked.resolve(len(images), images.side, images.source.kind)
         initial = _starting_weights(config, backbone)  # refuses what does not fit before anything is written
         check_ranks(len(images), config, ranks)  # likewise
+        directory.require_free(overwrite)  # looking at the images takes time, in which another run may have begun
         directory.create(
             {
                 "options": config.to_dict(),
@@ -503,6 +516,8 @@ def resume(
 
     Raises
     ------
+    FileExistsError
+        If another process trains into the directory.
     FileNotFoundError
         If there is no such run, or its images are gone.
     ValueError
@@ -518,6 +533,8 @@ def resume(
 
     def read() -> dict[str, Any]:
         stored = directory.read_config()
+        with directory.held():
+            pass  # before any of its files is written
         _require_versions(stored["versions"], directory)
         config = TrainConfig.from_dict(stored["options"])
         if config.compile:

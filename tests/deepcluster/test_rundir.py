@@ -2,14 +2,18 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from support.training import SMALL, Silent, no_report, train  # noqa: F401
 from typer.testing import CliRunner
 
 from dcfast.cli import app
-from dcfast.deepcluster import load_run
+from dcfast.deepcluster import load_run, resume, start
+from dcfast.deepcluster.data import check_images
 from dcfast.deepcluster.rundir import RunDir, decoded, saved
 
 
@@ -125,3 +129,46 @@ def test_commands_quote_the_path(make_run):
     moved = directory.path.rename(directory.path.parent / "a run's")
     with pytest.raises(FileExistsError, match=r"--resume '.*/a run'\"'\"'s', replace it"):
         RunDir(moved).require_free()
+
+
+_HOLD = (
+    "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+)
+
+
+def test_one_process_trains_into_a_directory(tmp_path):
+    train(tmp_path, epochs=1)
+    directory = RunDir(tmp_path)
+    with directory.held(), directory.held():  # this process may be that of another trainer of the run
+        pass
+    held = [sys.executable, "-c", _HOLD, directory.path / "run.lock"]
+    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        before = {path: path.read_bytes() for path in directory.path.glob("*.*")}
+        for attempt in (
+            lambda: start("digits", directory.path, SMALL, overwrite=True, display=Silent()),
+            lambda: resume(directory.path, display=Silent()),
+        ):
+            with pytest.raises(FileExistsError, match=r"another process is training into .*: end it, wait for it"):
+                attempt()
+        assert {path: path.read_bytes() for path in directory.path.glob("*.*")} == before
+        other.kill()
+    trainer = resume(directory.path, epochs=2, display=Silent())
+    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(FileExistsError, match="another process is training"):
+            trainer.fit()
+        other.kill()
+    trainer.fit()
+    assert not (directory.path / "run.lock").exists()
+
+
+def test_a_run_that_began_meanwhile_is_kept(tmp_path, monkeypatch):
+    def look(*arguments, **options):
+        RunDir(tmp_path / "run").create({"another": "run"})
+        return check_images(*arguments, **options)
+
+    monkeypatch.setattr("dcfast.deepcluster.trainer.check_images", look)
+    with pytest.raises(FileExistsError, match="already holds a run: continue it with --resume"):
+        start("digits", tmp_path / "run", SMALL, display=Silent())
+    assert json.loads(RunDir(tmp_path / "run").config.read_text()) == {"another": "run"}
