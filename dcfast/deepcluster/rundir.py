@@ -70,12 +70,16 @@ class RunDir:
         ------
         NotADirectoryError
             If it is, or lies in, a file.
+        PermissionError
+            If nothing can be written there.
         FileExistsError
             If it holds a run, or a file of the name of one of a run's, and ``overwrite`` is off.
         """
         there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not there.is_dir():
             raise NotADirectoryError(f"{there} is a file: choose another --output for the run")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(f"{there} cannot be written to: choose another --output for the run")
         found = [] if overwrite else [path for path in self._made() if path.exists()]
         if self.config in found:
             raise FileExistsError(

@@ -172,3 +172,10 @@ def test_a_run_that_began_meanwhile_is_kept(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="already holds a run: continue it with --resume"):
         start("digits", tmp_path / "run", SMALL, display=Silent())
     assert json.loads(RunDir(tmp_path / "run").config.read_text()) == {"another": "run"}
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("dcfast.deepcluster.trainer.check_images", None)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=f"{tmp_path} cannot be written to: choose another --output"):
+        start("digits", tmp_path / "runs" / "new", SMALL, display=Silent())
