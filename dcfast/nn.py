@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dcfast import ops
+from dcfast.ops._registry import autocast_dtype
 
 __all__ = ["InverseSizeCrossEntropy", "InverseSizeLinearCrossEntropy", "SobelConv2d", "WinogradConv2d"]
 
@@ -220,8 +221,8 @@ class SobelConv2d(torch.nn.Module):
         """
         weight: torch.Tensor = self.weight
         bias: torch.Tensor | None = self.bias
-        if torch.is_autocast_enabled(image.device.type):
-            dtype = torch.get_autocast_dtype(image.device.type)
+        dtype = autocast_dtype(image.device)
+        if dtype is not None:
             weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
             image = image if image.dtype == torch.uint8 else image.to(dtype)
         geometry = (self.stride, self.padding)

@@ -1,5 +1,7 @@
 """sobel_conv2d: every backend against the three-step definition in float64, its derivatives, and its determinism."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -306,6 +308,8 @@ def test_module():
     layer(image).square().sum().backward()
     assert layer.weight.grad.abs().max() > 0
     assert layer.bias.grad.abs().max() > 0
+    on_meta = copy.deepcopy(layer).to("meta")
+    assert on_meta(torch.empty(2, 3, 16, 16, device="meta")).shape == (2, 5, 8, 8)
     plain = SobelConv2d(5, 3, bias=False, mean=None, std=None, dtype=torch.float64)
     assert repr(plain) == "SobelConv2d(5, kernel_size=(3, 3), stride=(1, 1), bias=False)"
     assert torch.equal(plain(image), ops.sobel_conv2d(image, plain.weight))
