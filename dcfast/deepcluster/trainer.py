@@ -158,7 +158,8 @@ class Trainer:
 
     def summary(self) -> None:
         """Print how the first and the last epoch compare, and where everything is; on the first rank alone."""
-        table = Table(title=f"{self.finished} epochs, {len(self.data)} images")
+        epochs = "1 epoch" if self.finished == 1 else f"{self.finished} epochs"
+        table = Table(title=f"{epochs}, {len(self.data)} images", show_edge=False)  # fits into 80 columns
         for heading in (
             "",
             "loss",
@@ -169,7 +170,7 @@ class Trainer:
             "empty",
             "largest",
         ):
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=" " not in heading)
         names = ("loss", "objective", "nmi_previous", "nmi_labels", "ami_labels", "n_empty", "largest_cluster")
         for record in dict.fromkeys((0, self.finished - 1)):
             values = [self.history[record][name] for name in names]

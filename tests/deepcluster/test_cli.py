@@ -1,5 +1,6 @@
 """The command line: what users type, and what they read when it goes wrong."""
 
+import io
 import json
 import os
 import signal
@@ -8,6 +9,8 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
+from support.training import train
 from typer.testing import CliRunner
 
 from dcfast.cli import app
@@ -187,3 +190,12 @@ def test_a_process_killed_at_any_time_goes_on(tmp_path):
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, finished + 3))
     assert (run / "report.html").stat().st_size > 1000
+
+
+def test_the_summary_fits_into_80_columns(tmp_path):
+    train(tmp_path / "run", epochs=1)
+    output = io.StringIO()
+    trainer.resume(tmp_path / "run", display=Display(Console(file=output, width=80))).summary()
+    table = output.getvalue().partition("report")[0]
+    for word in ("1 epoch, 150 images", "loss", "objective", "previous", "labels", "empty", "largest"):
+        assert word in table
