@@ -29,7 +29,7 @@ from dcfast.deepcluster.rundir import is_full, replacing
 from dcfast.deepcluster.sources import Source, Stamp
 from dcfast.nn import IMAGENET_STD
 
-__all__ = ["CacheLayout", "CachedImages", "Checked", "open_cache", "write_cache"]
+__all__ = ["CacheLayout", "CachedImages", "Checked", "check_place", "open_cache", "write_cache"]
 
 _MAGIC = b"dcfast\x00\x01"  # the last byte is the version of the format
 _TRAILER = struct.Struct("<qq16s")  # where the text begins, its length, digest of text and table
@@ -161,6 +161,17 @@ class CachedImages:
                 "or new, makes it again"
             )
         return Image.fromarray(pixels.reshape(shape[:2] if self.layout.grey else shape))
+
+
+def check_place(path: str | None) -> None:
+    """Raise ValueError if no cache can be at ``path``, which is a folder or lies in a file."""
+    if path is None:
+        return
+    place = Path(path).absolute()
+    there = next(parent for parent in place.parents if parent.exists())
+    if place.is_dir() or not there.is_dir():
+        what = f"{path} is a folder" if place.is_dir() else f"{there} is a file"
+        raise ValueError(f"{what}: give --cache the name of a file in a folder")
 
 
 def open_cache(

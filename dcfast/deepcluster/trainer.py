@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dcfast.cluster.ranks import Ranks
 from dcfast.deepcluster import report
-from dcfast.deepcluster.cache import CacheLayout
+from dcfast.deepcluster.cache import CacheLayout, check_place
 from dcfast.deepcluster.config import CUSTOM, TrainConfig, check_compiler, find_device
 from dcfast.deepcluster.data import ImageData, check_images, describe_source
 from dcfast.deepcluster.interrupt import Interrupted, put_off
@@ -450,6 +450,7 @@ def start(
     # What can be told before every image is looked at.
     device = find_device(asked.device)
     ranks.from_first(lambda: directory.require_free(overwrite))
+    ranks.from_first(lambda: check_place(asked.cache))
     if asked.compile:
         ranks.from_first(lambda: check_compiler(device))
     images = _look(data, asked, display, ranks)
@@ -543,6 +544,7 @@ def resume(
         if cache is not None:
             if config.cache is None:
                 raise ValueError(f"{path} was started without --cache, which may change results: go on without it")
+            check_place(cache)  # before it is written down
             changes["cache"] = os.path.abspath(cache)
         if epochs is not None and epochs != config.epochs and config.lr_schedule != "constant":
             raise ValueError(

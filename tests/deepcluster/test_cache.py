@@ -264,6 +264,19 @@ def test_options_that_do_not_fit_are_refused(tmp_path):
         resume(tmp_path / "run", cache=str(tmp_path / "cache"))
 
 
+def test_a_place_where_no_file_can_be_is_told_at_once(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    start("digits", tmp_path / "run", TrainConfig(**OPTIONS, limit=20, cache=str(tmp_path / "c")), display=Silent())
+    before = RunDir(tmp_path / "run").config.read_bytes()
+    monkeypatch.setattr("dcfast.deepcluster.trainer.check_images", None)
+    for place, message in ((tmp_path, f"{tmp_path} is a folder"), (tmp_path / "file" / "c", "file is a file")):
+        with pytest.raises(ValueError, match=f"{message}: give --cache the name of a file in a folder"):
+            start("digits", tmp_path / "other", TrainConfig(**OPTIONS, cache=str(place)), display=Silent())
+        with pytest.raises(ValueError, match=f"{message}: give --cache the name of a file in a folder"):
+            resume(tmp_path / "run", cache=str(place), display=Silent())
+    assert RunDir(tmp_path / "run").config.read_bytes() == before
+
+
 def test_a_dataset_is_decoded_at_every_start(colour):
     for shade in (10, 200):
         data = check_images(open_source([np.full((9, 9, 3), shade, np.uint8)] * 3), None, 0, 0, layout=colour)
