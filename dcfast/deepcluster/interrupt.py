@@ -42,6 +42,9 @@ def put_off(patient: bool) -> Iterator[Request]:
 
     A second SIGINT acts at once, unless ``patient``: torchrun passes on the one that the terminal has sent already. A
     signal that is ignored outside, as a shell has it of what it runs in the background, is ignored inside.
+
+    The signal reaches what the block waits for too, such as a compiler: a RuntimeError after it becomes a
+    KeyboardInterrupt, but for one of several processes, which ends as the others do.
     """
     request = Request()
     if threading.current_thread() is not threading.main_thread():
@@ -57,6 +60,10 @@ def put_off(patient: bool) -> Iterator[Request]:
     before = {number: signal.signal(number, note) for number in heard}
     try:
         yield request
+    except RuntimeError as error:
+        if request.signal and not patient:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

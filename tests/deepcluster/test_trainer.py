@@ -203,6 +203,22 @@ def test_a_second_interrupt_ends_at_once():
         assert request.signal == signal.SIGTERM
 
 
+def test_what_an_interrupt_breaks_off_is_an_interruption():
+    """Ctrl-C reaches a compiler that the step waits for too."""
+
+    def broken(kind):
+        with put_off(patient=False):
+            os.kill(os.getpid(), signal.SIGINT)
+            raise kind("C++ compile error")
+
+    with pytest.raises(KeyboardInterrupt):
+        broken(RuntimeError)
+    with pytest.raises(OSError, match="compile error"):
+        broken(OSError)
+    with pytest.raises(RuntimeError, match="of its own"), put_off(patient=False):
+        raise RuntimeError("of its own")
+
+
 def test_signals_that_are_ignored_stay_so():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
