@@ -393,8 +393,9 @@ void renew_bounds(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int6
   float* bounds = r.bounds + row * kKept;
   const uint32_t scanned = s.needs[slot].whole | s.needs[slot].changed;
   const InGroups& in = s.in_groups[slot];
-  float scores[kMaxGroups];
-  memcpy(scores, in.first, sizeof scores);
+  float scores[kKept];
+  memcpy(scores, in.first, sizeof in.first);
+  scores[kOwnLane] = 0.0f;  // no group's
   const int g = s.own[slot].group;
   if (label == before && g >= 0 && (scanned >> g & 1) != 0 && in.position >= 0 && p.all.index[in.position] == label) {
     scores[g] = in.second;
@@ -404,11 +405,13 @@ void renew_bounds(const Rows<T>& r, const Prepared<T>& p, const Scratch& s, int6
   // 0.
   const bool has_unit = s.inverses[slot] > 0.0f && unit_of(p) < INFINITY;
   const float unit = has_unit ? unit_of(p) * (1.0f - 0x1p-21f) : 0.0f;
-  for (int each = 0; each < kMaxGroups; ++each) {
+  // One vector, without branches.
+  for (int each = 0; each < kKept; ++each) {
     const float twice = 2.0f * (scores[each] < kFarthest ? scores[each] : kFarthest),
                 v = square + twice - (square + fabsf(twice)) * 0x1p-21f - 0x1p-100f;
     const float root = sqrtf(v > 0.0f ? v : 0.0f) * unit, bound = (root < kFarthest ? root : kFarthest) - 0x1p-126f;
-    bounds[each] = (scanned >> each & 1) != 0 && !(bound >= bounds[each]) ? bound : bounds[each];
+    const float kept = bounds[each];
+    bounds[each] = (scanned >> each & 1) != 0 && !(bound >= kept) ? bound : kept;
   }
   if (label == before || before < 0) return;
   // The centroid that was the row's own is now one of its group.

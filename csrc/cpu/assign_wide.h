@@ -187,23 +187,25 @@ inline float epsilon_of(int64_t d) { return float(double(d / kFloats + kFloats +
 
 // Squares of (x - c) * scale, up to epsilon, in the precision of T.
 inline double square_between(const float* x, const float* c, int64_t d, float scale) {
-  Floats squares = {}, others = {};
+  Floats squares[4] = {};  // as many chains as hide most of the latency of a multiply-add
   float tail = 0.0f;
   int64_t i = 0;
-  for (; i + 2 * kFloats <= d; i += 2 * kFloats) {
-    const Floats v = (load(x + i) - load(c + i)) * scale, w = (load(x + i + kFloats) - load(c + i + kFloats)) * scale;
-    squares = fmadd(v, v, squares);
-    others = fmadd(w, w, others);
+  const auto step = [&](int64_t at, int chain) {
+    const Floats v = (load(x + at) - load(c + at)) * scale;
+    squares[chain] = fmadd(v, v, squares[chain]);
+  };
+  for (; i + 4 * kFloats <= d; i += 4 * kFloats) {
+    step(i, 0);
+    step(i + kFloats, 1);
+    step(i + 2 * kFloats, 2);
+    step(i + 3 * kFloats, 3);
   }
-  for (; i + kFloats <= d; i += kFloats) {
-    const Floats v = (load(x + i) - load(c + i)) * scale;
-    squares = fmadd(v, v, squares);
-  }
+  for (; i + kFloats <= d; i += kFloats) step(i, 0);
   for (; i < d; ++i) {
     const float v = (x[i] - c[i]) * scale;
     tail += v * v;
   }
-  return double(sum(squares + others) + tail);
+  return double(sum((squares[0] + squares[1]) + (squares[2] + squares[3])) + tail);
 }
 inline double square_between(const double* x, const double* c, int64_t d, double scale) {
   Doubles squares = {};

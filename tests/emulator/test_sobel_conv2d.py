@@ -113,8 +113,8 @@ def test_the_error_of_a_split_product():
     for plane, part in enumerate(parts):
         part[:, plane] = weight[:, plane].double()
     magnitude = sum(ops.sobel_conv2d(image.double(), part, std=std).abs() for part in parts)
-    # In units of 2^-24: 8.1 for the pieces left out (see sobel_conv2d.cuh), 4 and 2 for what the tensor cores cut off the
-    # two large addends and their sum (of the small ones it is 2^-11 of that), 1 for the last rounding.
+    # In units of 2^-24: 8.1 for the pieces left out (see sobel_conv2d.cuh), 4 and 2 for what the tensor cores cut off
+    # the two large addends and their sum (of the small ones it is 2^-11 of that), 1 for the last rounding.
     assert ((output - exact).abs() <= 15.1 * 2.0**-24 * magnitude).all()
 
 
