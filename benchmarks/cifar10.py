@@ -25,13 +25,13 @@ import typer
 from gpu.result import commit
 from rich.console import Console
 
+from dcfast._files import replace
 from dcfast.deepcluster import TrainConfig, resume, start
 from dcfast.deepcluster.crops import Batches, CentreCrops
 from dcfast.deepcluster.data import check_images
 from dcfast.deepcluster.models import build_top_layer
 from dcfast.deepcluster.probe import probe_network
 from dcfast.deepcluster.progress import Display
-from dcfast.deepcluster.rundir import replace
 from dcfast.deepcluster.sampler import plain_order
 from dcfast.deepcluster.sources import open_source
 from dcfast.deepcluster.stages import train_epoch

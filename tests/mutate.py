@@ -650,6 +650,13 @@ FAULTS = [
         "tests/test_faiss.py -k range",
     ),
     Fault(
+        "a file is written in place",
+        "dcfast/_files.py",
+        'path.name + ".partial"',
+        "path.name",
+        "tests/test_faiss_gpu.py -k whole",
+    ),
+    Fault(
         "a process trains on a single image",
         "dcfast/deepcluster/crops.py",
         "n_images // 2",

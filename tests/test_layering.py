@@ -1,4 +1,7 @@
-"""Imports point one way: cli -> deepcluster -> cluster, faiss, nn -> ops -> backends -> _native, _triton -> csrc."""
+"""Imports point one way: cli -> deepcluster -> cluster, faiss, nn -> ops -> backends -> _native, _triton -> csrc.
+
+Everything may write files by _files.
+"""
 
 import ast
 from pathlib import Path
@@ -51,6 +54,8 @@ def height(name):
             return 7
         case ["cluster" | "nn" | "faiss", *_]:
             return 6
+        case ["_files"]:
+            return 0
         case ["ops"]:
             return 5
         case ["ops", shared] if shared in SHARED:

@@ -25,7 +25,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from dcfast.deepcluster.rundir import is_full, replacing
+from dcfast._files import is_full, replacing
 from dcfast.deepcluster.sources import Source, Stamp
 from dcfast.nn import IMAGENET_STD
 

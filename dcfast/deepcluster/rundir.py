@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import io
 import json
@@ -14,12 +13,14 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-__all__ = ["FORMATS", "RunDir", "decoded", "is_full", "mapped_array", "replace", "replacing", "saved"]
+from dcfast._files import partial, replace
+
+__all__ = ["FORMATS", "RunDir", "decoded", "mapped_array", "saved"]
 
 T = TypeVar("T")
 
@@ -136,7 +137,7 @@ class RunDir:
     def _clear(self) -> None:
         for path in self._made():  # the configuration first: a kill leaves nothing half alive
             path.unlink(missing_ok=True)
-            _partial(path).unlink(missing_ok=True)
+            partial(path).unlink(missing_ok=True)
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration.
@@ -248,48 +249,6 @@ def mapped_array(n_rows: int, width: int, folder: Path | None) -> np.memmap:
         return np.memmap(file, dtype=np.float32, shape=(n_rows, width), mode="r+")
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a neighbour of ``path`` for writing; in the end it is flushed to disk and renamed to ``path``.
-
-    After an error ``path`` is as it was, and nothing else is left.
-    """
-    partial = _partial(path)
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)  # half a file would only keep a full disk full
-        raise
-
-
-def replace(path: Path, content: bytes | memoryview) -> None:
-    """Write a file by `replacing`.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written: ``path`` is as it was, and nothing else is left. Of a full disk it names the remedy.
-    """
-    try:
-        with replacing(path) as file:
-            file.write(content)
-    except OSError as error:
-        if not is_full(error):
-            raise
-        full = OSError(f"the disk is full: {path} was not written. Make room for {len(content):,} bytes and try again")
-        full.errno = error.errno
-        raise full from error
-
-
-def is_full(error: OSError) -> bool:
-    """Tell whether an error says that the disk, or the user's share of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
 def saved(value: Any) -> memoryview:
     """Return what ``torch.save`` writes.
 
@@ -346,7 +305,3 @@ def _with(found: Any, keys: Iterable[str]) -> Any:
     for key in keys:
         found[key]
     return found
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from dcfast._files import is_full
 from dcfast.cluster.ranks import Ranks
 from dcfast.deepcluster import report
 from dcfast.deepcluster.cache import CacheLayout, check_place
@@ -31,7 +32,7 @@ from dcfast.deepcluster.metrics import ami, cluster_sizes, moved_points, nmi, se
 from dcfast.deepcluster.models import Backbone, build_top_layer, load_state
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.run import SAME_NETWORK, initial_model, starting_model
-from dcfast.deepcluster.rundir import RunDir, is_full
+from dcfast.deepcluster.rundir import RunDir
 from dcfast.deepcluster.sampler import plain_order, uniform_order
 from dcfast.deepcluster.sources import DatasetSource, Source, open_source
 from dcfast.deepcluster.stages import check_ranks, cluster_features, extract_features, train_epoch

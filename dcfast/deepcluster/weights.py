@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcfast._files import replace
 from dcfast.deepcluster.filters import SOBEL
 from dcfast.deepcluster.models import CustomBackbone, load_state
 from dcfast.deepcluster.run import Run
-from dcfast.deepcluster.rundir import FORMATS, RunDir, decoded, replace, saved
+from dcfast.deepcluster.rundir import FORMATS, RunDir, decoded, saved
 
 __all__ = ["FORMATS", "export", "load_weights"]
 

@@ -8,15 +8,36 @@ for a bad argument, these classes raise ValueError or TypeError with its value a
 Offered are k-means (`Kmeans`, `Clustering` and their parameters) and what code around it calls: the exact indices
 `IndexFlatL2` and `IndexFlatIP` (`index_factory` of 'Flat') with ``add``, ``search``, ``assign``, ``range_search``,
 ``reconstruct``, ``reconstruct_n``, ``reconstruct_batch``, ``remove_ids`` and ``reset``; `write_index`, `read_index`,
-`serialize_index` and `deserialize_index` of these, in faiss's format; `PCAMatrix`; `normalize_L2`; `vector_to_array`
-and `copy_array_to_vector`; `get_num_gpus`, `omp_get_max_threads` and `omp_set_num_threads`.
+`serialize_index` and `deserialize_index` of these, in faiss's format; `PCAMatrix`, with `write_VectorTransform` and
+`read_VectorTransform`; `normalize_L2`; `vector_to_array` and `copy_array_to_vector`; `get_num_gpus`,
+`omp_get_max_threads` and `omp_set_num_threads`.
+
+Code written for faiss-gpu runs, too: `StandardGpuResources`, `GpuIndexFlatConfig`, `GpuIndexFlatL2`, `GpuIndexFlatIP`,
+`index_cpu_to_gpu`, `index_cpu_to_all_gpus` and `index_gpu_to_cpu`. One CUDA device serves a run, with the bits of the
+CPU, useFloat16 or not; where torch sees none the CPU does, and a warning says so.
 """
 
 from typing import Any
 
 from dcfast.faiss.clustering import Clustering
 from dcfast.faiss.factory import index_factory
-from dcfast.faiss.files import deserialize_index, read_index, serialize_index, write_index
+from dcfast.faiss.files import (
+    deserialize_index,
+    read_index,
+    read_VectorTransform,
+    serialize_index,
+    write_index,
+    write_VectorTransform,
+)
+from dcfast.faiss.gpu import (
+    GpuIndexFlatConfig,
+    GpuIndexFlatIP,
+    GpuIndexFlatL2,
+    StandardGpuResources,
+    index_cpu_to_all_gpus,
+    index_cpu_to_gpu,
+    index_gpu_to_cpu,
+)
 from dcfast.faiss.index import METRIC_INNER_PRODUCT, METRIC_L2, IndexFlatL2
 from dcfast.faiss.inner_product import IndexFlatIP
 from dcfast.faiss.kmeans import Kmeans
@@ -39,22 +60,31 @@ __all__ = [
     "ClusteringInitMethod_RANDOM",
     "ClusteringIterationStats",
     "ClusteringParameters",
+    "GpuIndexFlatConfig",
+    "GpuIndexFlatIP",
+    "GpuIndexFlatL2",
     "IndexFlatIP",
     "IndexFlatL2",
     "Kmeans",
     "PCAMatrix",
     "ProgressiveDimClusteringParameters",
+    "StandardGpuResources",
     "copy_array_to_vector",
     "deserialize_index",
     "get_num_gpus",
+    "index_cpu_to_all_gpus",
+    "index_cpu_to_gpu",
     "index_factory",
+    "index_gpu_to_cpu",
     "normalize_L2",
     "omp_get_max_threads",
     "omp_set_num_threads",
+    "read_VectorTransform",
     "read_index",
     "serialize_index",
     "vector_float_to_array",
     "vector_to_array",
+    "write_VectorTransform",
     "write_index",
 ]
 
@@ -62,7 +92,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if "Gpu" in name:
         raise AttributeError(
-            f"dcfast.faiss has no {name!r}: its classes work on CUDA tensors where they are; use IndexFlatL2(d), or "
-            "Kmeans(d, k, gpu=True) for numpy arrays"
+            f"dcfast.faiss has no {name!r}: its classes work on CUDA tensors where they are; for numpy arrays use "
+            "Kmeans(d, k, gpu=True), or GpuIndexFlatL2(StandardGpuResources(), d)"
         )
     raise AttributeError(f"dcfast.faiss has no {name!r}: it covers faiss's k-means, {', '.join(__all__)}")

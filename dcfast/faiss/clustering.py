@@ -12,7 +12,7 @@ import torch
 
 from dcfast import ops
 from dcfast.cluster import arrays
-from dcfast.faiss.index import METRIC_INNER_PRODUCT, IndexFlatL2
+from dcfast.faiss.index import METRIC_INNER_PRODUCT, IndexFlatL2, flat
 from dcfast.faiss.parameters import ClusteringIterationStats, ClusteringParameters
 from dcfast.faiss.starts import generator, permutation, splitmix64, start, words
 from dcfast.faiss.vectors import Vector, as_float32, as_rows, of_unit_length
@@ -78,7 +78,7 @@ class Clustering(ClusteringParameters):
         x : array of shape (n, d)
             numpy or what it converts (to float32), or a tensor on any device.
         index : IndexFlatL2 or IndexFlatIP
-            Its metric assigns the rows; it holds the centroids afterwards.
+            Its metric assigns the rows; it holds the centroids afterwards. With one of a GPU all work is done there.
         weights : array of shape (n,), optional
             Of the rows in their means.
 
@@ -96,7 +96,7 @@ class Clustering(ClusteringParameters):
             If there are fewer than min_points_per_centroid rows per cluster.
         """
         begin = time.perf_counter()
-        rows = as_rows(x, self.d)
+        rows = as_rows(x, self.d).to(device=flat(index)._device)
         self._check(rows, index)
         weight = None if weights is None else _weights(weights, rows)
         given = self._given(rows.device)
@@ -136,8 +136,6 @@ class Clustering(ClusteringParameters):
         self._finish(best[1], index)
 
     def _check(self, rows: torch.Tensor, index: IndexFlatL2) -> None:
-        if not isinstance(index, IndexFlatL2):
-            raise TypeError(f"index is a {type(index).__name__}: expected an IndexFlatL2 or an IndexFlatIP")
         if index.d != self.d:
             raise ValueError(f"index has the dimension {index.d} and the clustering {self.d}: make them equal")
         for name in ("d", "k", "nredo", "max_points_per_centroid", "afkmc2_chain_length"):

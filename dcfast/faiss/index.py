@@ -44,6 +44,9 @@ class IndexFlatL2:
     # Distance of what is not there, as faiss gives it.
     _absent = torch.finfo(torch.float32).max
 
+    # Where it works, on rows from anywhere; None for where the rows are.
+    _device: torch.device | None = None
+
     def __init__(self, d: int) -> None:
         self.d = int(d)
         self.reset()
@@ -54,7 +57,7 @@ class IndexFlatL2:
 
     def reset(self) -> None:
         """Remove all vectors."""
-        self._vectors = torch.zeros(0, self.d)
+        self._vectors = torch.zeros(0, self.d, device=self._device)
 
     def train(self, x: Any) -> None:
         """Check `x`, of shape (n, d): there is nothing to learn."""
@@ -63,7 +66,10 @@ class IndexFlatL2:
     def add(self, x: Any) -> None:
         """Store copies of the rows of `x`, of shape (n, d), on the device of the first that were added."""
         rows = as_rows(x, self.d)
-        self._vectors = torch.cat([self._vectors, rows.to(self._vectors.device)]) if self.ntotal else rows.clone()
+        if self.ntotal:
+            self._vectors = torch.cat([self._vectors, rows.to(self._vectors.device)])
+        else:
+            self._vectors = rows.to(device=self._device, copy=True)
 
     def remove_ids(self, x: Any) -> int:
         """Remove the vectors of these indices, and return how many there were; those behind them move up.
@@ -143,7 +149,8 @@ class IndexFlatL2:
         """
         if k < 1:
             raise ValueError(f"k={k}: expected at least 1")
-        rows = as_rows(x, self.d)
+        given = as_rows(x, self.d)
+        rows = given.to(device=self._device)
         vectors = self._vectors.to(rows.device)
         labels = torch.full((rows.shape[0], k), -1, dtype=torch.int64, device=rows.device)
         scores = torch.full(labels.shape, self._absent, device=rows.device)
@@ -154,7 +161,7 @@ class IndexFlatL2:
             labels[:, : found.shape[1]] = found
             scores[:, : found.shape[1]] = torch.where(found < 0, self._absent, metric).float()
         answer = arrays.answer_like(x)
-        return answer(scores), answer(labels)
+        return answer(scores.to(given.device)), answer(labels.to(given.device))
 
     def assign(self, x: Any, k: int) -> Any:
         """The indices that `search` finds, of shape (n, k)."""
@@ -182,7 +189,8 @@ class IndexFlatL2:
         -----
         O(n ntotal d) operations, and O(ntotal d) memory beyond the result.
         """
-        rows = as_rows(x, self.d)
+        given = as_rows(x, self.d)
+        rows = given.to(device=self._device)
         vectors = self._vectors.to(rows.device)
         one = torch.zeros(self.ntotal, dtype=torch.int64, device=rows.device)
         usable = vectors.isfinite().all(1)
@@ -193,10 +201,10 @@ class IndexFlatL2:
             scores.append(metric[found[-1]])
         lims = torch.tensor([len(each) for each in found], device=rows.device).cumsum(0)
         answer = arrays.answer_like(x)
-        ends = answer(lims)
+        ends = answer(lims.to(given.device))
         if isinstance(ends, np.ndarray):
             ends = ends.astype(np.uint64)
-        return ends, answer(torch.cat(scores).float()), answer(torch.cat(found))
+        return ends, answer(torch.cat(scores).float().to(given.device)), answer(torch.cat(found).to(given.device))
 
     # The nearest of `_stored(vectors)` to `_queries(rows)` are the best of the metric.
 
@@ -221,6 +229,13 @@ class IndexFlatL2:
     def _ordered(labels: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, k) each, the best first: neighbours come so."""
         return labels, scores
+
+
+def flat(index: Any) -> IndexFlatL2:
+    """The index; TypeError if it is of another kind than those here."""
+    if not isinstance(index, IndexFlatL2):
+        raise TypeError(f"index is a {type(index).__name__}: expected an IndexFlatL2 or an IndexFlatIP")
+    return index
 
 
 def _indices(x: Any) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from dcfast.cluster import arrays
@@ -94,9 +95,20 @@ class PCAMatrix:
             with one_thread():
                 rotation = torch.linalg.qr(normal).Q.to(pca.components_.device)
                 pca.components_ = rotation @ pca.components_
+        self._set(pca, torch.nn.functional.pad(eigenvalues, (0, self.d_in - self.d_out)))
+
+    def _restore(self, mean: np.ndarray, eigenvalues: np.ndarray, A: np.ndarray) -> None:
+        """Transform x to A (x - mean)."""
+        pca = PCAWhiten(self.d_out, whiten=False, normalize=False)
+        pca.mean_, pca.components_, variances = (torch.tensor(a, dtype=torch.float64) for a in (mean, A, eigenvalues))
+        pca.explained_variance_ = variances[: self.d_out]
+        self._set(pca, variances)
+
+    def _set(self, pca: PCAWhiten, eigenvalues: torch.Tensor) -> None:
+        """Transform as `pca` does."""
         self._pca = pca
         self.mean = _vector(pca.mean_)
-        self.eigenvalues = _vector(torch.nn.functional.pad(eigenvalues, (0, self.d_in - self.d_out)))
+        self.eigenvalues = _vector(eigenvalues)
         self.A = _vector(pca.components_)
         self.b = _vector(-(pca.components_ * pca.mean_).sum(1))
         self.is_trained = True

@@ -113,7 +113,7 @@ MOMENTS = {
         def half(path, content):
             calls.append(path.name)
             if calls.count('checkpoint.pt') == 2:
-                rundir._partial(path).write_bytes(content[: len(content) // 2])
+                rundir.partial(path).write_bytes(content[: len(content) // 2])
                 die()
             write(path, content)
         rundir.replace = half
