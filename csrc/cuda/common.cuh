@@ -1,4 +1,4 @@
-// What the kernels share: the status of a launch, and elements read wide.
+// What the kernels share: the status of a launch, and elements read and written wide.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -53,6 +53,19 @@ __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <class T>
+__device__ __forceinline__ T narrow(typename Element<T>::Wide x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ __half narrow<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
 
 // A term of D64.
 __device__ __forceinline__ double add_square(double sum, double x, double c) {

@@ -136,21 +136,6 @@ __device__ __forceinline__ uint32_t magnitude_of(float x) {
   return bits < 0x7F800000u ? bits : 0u;
 }
 
-template <class T>
-__device__ __forceinline__ T narrow(float x);
-template <>
-__device__ __forceinline__ float narrow<float>(float x) {
-  return x;
-}
-template <>
-__device__ __forceinline__ __half narrow<__half>(float x) {
-  return __float2half_rn(x);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
-
 // ---- tiles: what a block works on ----------------------------------------------------------------------------
 
 struct Tiling {

@@ -61,19 +61,6 @@ __device__ __forceinline__ double exponential<double>(double x) {
 __device__ __forceinline__ float logarithm(float x) { return logf(x); }
 __device__ __forceinline__ double logarithm(double x) { return log(x); }
 
-template <class T>
-__device__ __forceinline__ T narrow(typename Element<T>::Wide x) {
-  return x;
-}
-template <>
-__device__ __forceinline__ __half narrow<__half>(float x) {
-  return __float2half_rn(x);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
-
 template <class W>
 struct Lowest;
 template <>
