@@ -46,7 +46,7 @@ EXACT_SUM = "csrc/cpu/exact_sum.h"
 CSR = "csrc/cpu/csr.cpp"
 CSR_ASSIGN = "csrc/cpu/csr_assign.h"
 SPLIT = "csrc/cpu/split_empty.h"
-LLOYD = "csrc/cpu/lloyd.cpp"
+LLOYD = "csrc/cpu/lloyd_run.h"
 POOL = "csrc/cpu/batch_norm_relu_pool.cpp"
 WINOGRAD = "csrc/cpu/winograd_conv2d.cpp"
 CUDA_ASSIGN = "csrc/cuda/assign.cuh"
@@ -392,8 +392,8 @@ FAULTS = [
     Fault(
         "a row left in the sum that it moved from",
         LLOYD,
-        "w.words, cluster, before);",
-        "w.words, cluster, -1);",
+        "cluster, w.counted[row]);",
+        "cluster, -1);",
         "tests/test_lloyd.py -k 'definition'",
     ),
     Fault(
@@ -613,6 +613,27 @@ FAULTS = [
         "total[j] > total[heaviest]",
         "total[j] < total[heaviest]",
         "tests/test_drop_in.py -k nothing_is_left_for",
+    ),
+    Fault(
+        "columns that no thread of a team adds up",
+        LLOYD,
+        "const Part columns(z.d, thread, threads);",
+        "const Part columns(z.d / 2 * 2, thread, threads + (threads > 1));",
+        "tests/test_lloyd.py -k 'runs_are_cut'",
+    ),
+    Fault(
+        "rows of the first half where those of neither belong",
+        "csrc/cpu/bisect.cpp",
+        "half < kHalves ? half : -1;",
+        "half < kHalves ? half : 0;",
+        "tests/test_bisect.py -k definition",
+    ),
+    Fault(
+        "a row drawn twice",
+        "dcfast/cluster/init.py",
+        "share[drawn] = 0.0",
+        "share[drawn[:0]] = 0.0",
+        "tests/test_kmeans.py -k drawn",
     ),
     Fault(
         "sum_grid: a unit too large",

@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dcfast import KMeans, ops
+from dcfast.cluster.init import draw_numbers
 
 
 def blobs(n=600, d=8, dtype=np.float32, centers=12):
@@ -189,3 +190,26 @@ def test_weights_are_checked():
             KMeans(2).fit(torch.tensor(X), sample_weight=torch.tensor(weight))
     with pytest.raises(NotFittedError):
         KMeans(2).predict(X)
+
+
+def test_rows_are_drawn_as_numpy_draws_them():
+    generator = np.random.RandomState(0)
+    refused = 0
+    for seed in range(300):
+        n = generator.randint(1, 60)
+        weight = None if seed % 3 == 0 else generator.rand(n) ** (30 if seed % 5 == 0 else 1)
+        if weight is not None:
+            weight[generator.rand(n) < 0.3] = 0.0
+        count = generator.randint(1, n + 1)
+        numpy, ours = np.random.RandomState(seed), np.random.RandomState(seed)
+        share = np.ones(n) if weight is None else weight
+        if np.count_nonzero(share) < count:
+            with pytest.raises(ValueError, match="rows of positive weight"):
+                draw_numbers(ours, n, torch.from_numpy(share), count)
+            refused += 1
+            continue
+        expected = numpy.choice(n, size=count, replace=False, p=share / share.sum())
+        found = draw_numbers(ours, n, None if weight is None else torch.from_numpy(weight), count)
+        assert found.tolist() == expected.tolist()
+        assert ours.random_sample() == numpy.random_sample()  # the stream goes on from the same place
+    assert 0 < refused < 300

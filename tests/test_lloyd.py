@@ -164,8 +164,9 @@ def test_centroids_that_coincide_for_a_while():
 @pytest.mark.parametrize("isa", _native._C.isas)
 @pytest.mark.parametrize("empty", EMPTY)
 @pytest.mark.parametrize("operations", [1.0, 1e5, 1e9])
-def test_same_bits_however_the_runs_are_cut(monkeypatch, isa, threads, empty, operations):
-    x, offsets, starts = make([100, 20, 260, 31, 50], 9, 18, "lattice")
+@pytest.mark.parametrize(("sizes", "d"), [([100, 20, 260, 31, 50], 18), ([1500], 18), ([600], 70)])
+def test_same_bits_however_the_runs_are_cut(monkeypatch, isa, threads, empty, operations, sizes, d):
+    x, offsets, starts = make(sizes, 9, d, "lattice")
     whole = ops.lloyd(x, offsets, starts, empty=empty, tol=1e-4)
     monkeypatch.setenv("DCFAST_ISA", isa)
     monkeypatch.setattr(_native, "threads", lambda *_: threads)

@@ -57,6 +57,8 @@ def _kmeans(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
         if dtype in (torch.float32, torch.float64):
             starts = c[:1].expand(len(offsets) - 1, 1, d)
             yield "lloyd", tuple(ops.lloyd(x, offsets, starts, max_iter=3))
+            numbers = torch.arange(n, device=device)
+            yield "bisect", tuple(ops.bisect(x, numbers, c[:1].expand(2, d), weight, grid=grid, max_iter=3))
         seen = torch.arange(k, dtype=torch.float64, device=device)
         yield "minibatch_step", tuple(ops.minibatch_step(x, c, seen, weight, grid))
 

@@ -14,15 +14,15 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from dcfast import ops
 from dcfast.cluster import arrays
 from dcfast.cluster.base import BaseKMeans, unfitted_on_error
+from dcfast.cluster.init import draw_numbers
 from dcfast.cluster.inputs import open_points
-from dcfast.cluster.lloyd import Lloyd, lloyd
-from dcfast.cluster.points import Points
+from dcfast.cluster.lloyd import lloyd
+from dcfast.cluster.points import InMemory, Points
 
 
 class _Leaf(NamedTuple):
     """A cluster that was not split: its row numbers, how many of them weigh, its claim to be split next, its place."""
 
-    centroid: torch.Tensor
     rows: torch.Tensor
     size: int
     score: float
@@ -155,7 +155,7 @@ class BisectingKMeans(BaseKMeans):
         random_state = check_random_state(self.random_state)
         labels = torch.zeros(points.n_samples, dtype=torch.int64, device=points.device)
         # From left to right in the tree: a leaf that is split makes place for its two.
-        leaves = [_Leaf(points.mean(), everything, n, 0.0, None)]
+        leaves = [_Leaf(everything, n, 0.0, None)]
         # Split s sends a row to the nearer of pairs[s], and from there to the split children[s, nearer], or to the
         # leaf of label ~children[s, nearer].
         pairs = torch.empty(self.n_clusters - 1, 2, points.n_features, dtype=points.dtype, device=points.device)
@@ -167,22 +167,20 @@ class BisectingKMeans(BaseKMeans):
             leaf = leaves[chosen]
             if leaf.place is not None:
                 children[leaf.place] = split
-            members = points if leaf.place is None else points.subset(leaf.rows)
-            found = self._bisect(members, random_state)
+            found = self._bisect(points, leaf, random_state)
             pairs[split] = found.centroids
-            sides = [torch.nonzero(found.labels == side)[:, 0] for side in (0, 1)]
-            is_last = split == self.n_clusters - 2
-            scores = [0.0, 0.0] if is_last else self._scores(members, found, sides)
-            halves = [leaf.rows[side] for side in sides]
+            sizes = found.sizes.tolist()
+            scores = found.inertias.tolist() if self.bisecting_strategy == "biggest_inertia" else sizes
             leaves[chosen : chosen + 1] = [
-                _Leaf(found.centroids[side], rows, n_positive(rows), scores[side], (split, side))
-                for side, rows in enumerate(halves)
+                # Copies: a view of few rows would keep all of them.
+                _Leaf(rows.clone(), n_positive(rows), scores[side], (split, side))
+                for side, rows in enumerate(found.rows.split(sizes))
             ]
         for label, leaf in enumerate(leaves):
             labels[leaf.rows] = label
             if leaf.place is not None:
                 children[leaf.place] = ~label
-        centroids = torch.stack([leaf.centroid for leaf in leaves])
+        centroids = torch.stack([points.mean() if leaf.place is None else pairs[leaf.place] for leaf in leaves])
         self.cluster_centers_ = points.answer(centroids)
         self.labels_ = points.answer(labels.int())
         self.inertia_ = float(points.inertia(centroids, labels))
@@ -191,31 +189,35 @@ class BisectingKMeans(BaseKMeans):
         self._children = points.answer(torch.as_tensor(children, device=points.device))
         return self
 
-    def _bisect(self, points: Points, random_state: np.random.RandomState) -> Lloyd:
-        """The best of `n_init` runs of 2-means."""
-        best: Lloyd | None = None
+    def _bisect(self, points: Points, leaf: _Leaf, random_state: np.random.RandomState) -> ops.Bisection:
+        """The best of `n_init` runs of 2-means of a leaf."""
+        best: ops.Bisection | None = None
         for _ in range(self.n_init):
-            found = lloyd(
-                points,
-                self._start(points, random_state, init=self.init, n_clusters=2),
-                max_iter=self.max_iter,
-                tol=self.tol,
-                verbose=bool(self.verbose),
-            )
+            found = self._run(points, leaf, random_state)
             if best is None or float(found.inertia) < float(best.inertia):
                 best = found
         assert best is not None
         if self.verbose:
-            print(f"Split {points.n_samples} rows: inertia {float(best.inertia)}")
+            print(f"Split {len(leaf.rows)} rows: inertia {float(best.inertia)}")
         return best
 
-    def _scores(self, points: Points, found: Lloyd, sides: list[torch.Tensor]) -> list[float]:
-        """What each half of a split, of these rows, counts when the next cluster to split is chosen."""
-        if self.bisecting_strategy == "largest_cluster":
-            return [float(rows.shape[0]) for rows in sides]
-        distances = points.distances(found.centroids, found.labels, weighted=True)
-        own = torch.arange(2, device=points.device)[:, None]
-        return ops.exact_sum(torch.where(found.labels == own, distances, 0.0)).tolist()
+    def _run(self, points: Points, leaf: _Leaf, random_state: np.random.RandomState) -> ops.Bisection:
+        rows = leaf.rows
+        if self.init == "random":
+            weight = None if points.sample_weight is None else points.sample_weight[rows]
+            start = points.take(rows[draw_numbers(random_state, len(rows), weight, 2)])
+        else:
+            start = self._start(points.subset(rows), random_state, init=self.init, n_clusters=2)
+        if isinstance(points, InMemory) and points.is_small(2, n_samples=len(rows)) and not self.verbose:
+            weight, grid = points.sample_weight, points.grid
+            return ops.bisect(points.x, rows, start, weight, grid=grid, max_iter=self.max_iter, tol=self.tol)
+        members = points if leaf.place is None else points.subset(rows)
+        run = lloyd(members, start, max_iter=self.max_iter, tol=self.tol, verbose=bool(self.verbose))
+        sides = run.labels == torch.arange(2, device=points.device)[:, None]
+        distances = members.distances(run.centroids, run.labels, weighted=True)
+        inertias = ops.exact_sum(torch.where(sides, distances, 0.0))
+        order = torch.cat([rows[side] for side in sides])
+        return ops.Bisection(run.centroids, order, sides.sum(1), run.inertia, inertias)
 
     def predict(self, X: Any) -> Any:
         """Label of the leaf that every row of X falls into.

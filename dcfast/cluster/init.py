@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ _TRIALS, _TRIAL_BYTES = 2, 2**24
 
 def random_rows(points: Points, n_clusters: int, random_state: np.random.RandomState) -> torch.Tensor:
     """`n_clusters` distinct rows, drawn in proportion to their weights (scikit-learn's draw from `random_state`)."""
-    return points.fetch(_draw_rows(points, random_state, size=n_clusters, replace=False))
+    return points.fetch(_draw_rows(points, random_state, n_clusters))
 
 
 def local_trials(n_clusters: int) -> int:
@@ -51,7 +50,7 @@ def kmeans_plusplus(
     Where the points come in blocks, two passes per centroid for every two candidates, and at most 56 bytes per row.
     """
     trials = n_local_trials or local_trials(n_clusters)
-    first = int(_draw_rows(points, random_state, size=1))
+    first = int(_draw_rows(points, random_state, 1))
     uniform = points.ranks.from_first(lambda: random_state.uniform(size=(n_clusters - 1, trials)))
     uniform = torch.from_numpy(uniform)
     if isinstance(points, InMemory) and points.ranks.size == 1:
@@ -83,15 +82,37 @@ def _kmeans_plusplus(points: Points, first: int, uniform: torch.Tensor) -> tuple
     return centroids, indices.to(points.device)
 
 
-def _draw_rows(points: Points, random_state: np.random.RandomState, **how: Any) -> torch.Tensor:
-    """What `random_state.choice` of the first rank draws from the rows of all ranks in proportion to their weights."""
+def _draw_rows(points: Points, random_state: np.random.RandomState, count: int) -> torch.Tensor:
+    """`draw_numbers` of the first rank for the rows of all ranks."""
     weights = points.ranks.to_first(points.sample_weight)
 
-    def draw() -> np.ndarray:
-        weight = np.ones(points.total) if weights[0] is None else torch.cat([w.cpu() for w in weights]).numpy()
-        return random_state.choice(points.total, p=weight / weight.sum(), **how)
+    def draw() -> torch.Tensor:
+        weight = None if weights[0] is None else torch.cat([w.cpu() for w in weights])
+        return draw_numbers(random_state, points.total, weight, count)
 
-    return torch.from_numpy(points.ranks.from_first(draw))
+    return points.ranks.from_first(draw)
+
+
+def draw_numbers(random_state: np.random.RandomState, n: int, weight: torch.Tensor | None, count: int) -> torch.Tensor:
+    """`count` different numbers below n, in proportion to weights (n,): those of `random_state.choice`.
+
+    That takes several times as long to look for faults in the weights as to draw a few numbers.
+    """
+    share = np.ones(n) if weight is None else weight.numpy()
+    with np.errstate(invalid="ignore"):  # without any weight
+        share = share / share.sum()
+    if np.count_nonzero(share > 0) < count:
+        raise ValueError(f"sample_weight has {np.count_nonzero(share > 0)} rows of positive weight: expected {count}")
+    drawn = np.empty(0, dtype=np.int64)
+    while len(drawn) < count:
+        uniform = random_state.random_sample(count - len(drawn))
+        share[drawn] = 0.0
+        cumulative = share.cumsum()
+        cumulative /= cumulative[-1]
+        found = cumulative.searchsorted(uniform, side="right")
+        _, first = np.unique(found, return_index=True)
+        drawn = np.append(drawn, found[np.sort(first)])
+    return torch.from_numpy(drawn)
 
 
 def _draw(points: Points, potential: torch.Tensor, scale: torch.Tensor, uniform: list[float]) -> torch.Tensor:

@@ -16,10 +16,11 @@ from dcfast.cluster import arrays
 from dcfast.cluster.ranks import Ranks
 from dcfast.ops.accumulate.grid import carry_
 
-# Multiply-adds per iteration up to which a problem, alone or among many, is left to one thread; and, alone, elements of
-# rows, 16 more each for what a row costs anyway. Measured on two cores, from 200,000 x 2 to 1,000 x 100.
-_FEW_OPERATIONS, _MANY_OPERATIONS = 2**24, 2**26
-_FEW_ELEMENTS = 3 * 2**19
+# Multiply-adds per iteration up to which a problem, alone or among many, is run by one call; and, alone, elements of
+# rows, 16 more each for what a row costs anyway. Beyond, the bounds of `reassign` save more than ops of their own cost,
+# and caches do not hold what a run keeps. Measured on two cores, from 300,000 x 2 to 2,000 x 100.
+_FEW_OPERATIONS, _MANY_OPERATIONS = 3 * 2**24, 2**26
+_FEW_ELEMENTS = 5 * 2**19
 # A fused run holds whole blocks of 256 rows, however few there are: at so many columns 1 MiB, as much as L2 holds.
 _FEW_COLUMNS = 2**10
 # Cached properties of points.
@@ -246,17 +247,14 @@ class InMemory(Points):
         return torch.tensor([0, self.n_samples])
 
     def is_small(self, n_clusters: int, *, n_problems: int = 1, n_samples: int | None = None) -> bool:
-        """Whether one thread makes a whole run sooner than all threads make one op after the other.
+        """Whether `ops.lloyd` makes a whole run sooner than one op after the other does.
 
-        An iteration by ops costs some 0.5 ms whatever the size. Where there are more problems, of at most `n_samples`
-        rows, no thread waits.
+        Of problems of at most `n_samples` rows, by default one of all rows. An iteration by ops costs some 0.5 ms
+        whatever the size; where there are more problems, every thread has its own.
         """
         n_samples = n_samples or self.n_samples
         most = _FEW_OPERATIONS if n_problems == 1 else _MANY_OPERATIONS
         served = self.device.type == "cpu" and self.dtype in (torch.float32, torch.float64) and self.ranks.size == 1
-        few = n_problems > 1 or (self._elements <= _FEW_ELEMENTS and self.n_features <= _FEW_COLUMNS)
+        elements = n_samples * (self.n_features + 16)
+        few = n_problems > 1 or (elements <= _FEW_ELEMENTS and self.n_features <= _FEW_COLUMNS)
         return served and few and n_samples * self.n_features * n_clusters <= most and n_samples <= 2**22
-
-    @property
-    def _elements(self) -> int:
-        return self.n_samples * (self.n_features + 16)

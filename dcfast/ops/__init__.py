@@ -4,6 +4,7 @@ from dcfast.ops._registry import backend
 from dcfast.ops.accumulate import ClusterSums, Grid, RunningSums, accumulate, column_range, grid_of, means, sum_grid
 from dcfast.ops.assign import assign, distance_bounds, reassign
 from dcfast.ops.batch_norm_relu_pool import batch_norm_relu_pool
+from dcfast.ops.bisect import Bisection, bisect
 from dcfast.ops.csr import Csr, csr_closer
 from dcfast.ops.draw_rows import draw_rows
 from dcfast.ops.inertia import exact_sum, inertia, point_distances
@@ -17,6 +18,7 @@ from dcfast.ops.weighted_cross_entropy import inverse_size_weights, weighted_cro
 from dcfast.ops.winograd_conv2d import winograd_conv2d
 
 __all__ = [
+    "Bisection",
     "ClusterSums",
     "Csr",
     "Grid",
@@ -26,6 +28,7 @@ __all__ = [
     "assign",
     "backend",
     "batch_norm_relu_pool",
+    "bisect",
     "column_range",
     "csr_closer",
     "distance_bounds",

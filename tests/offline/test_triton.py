@@ -69,7 +69,7 @@ def kernels_of(module):
 
 
 # Made of other ops' kernels, with none of their own.
-COMPOSED = {"draw_rows", "kmeans_plusplus", "linear_weighted_cross_entropy", "lloyd", "minibatch_step"}
+COMPOSED = {"bisect", "draw_rows", "kmeans_plusplus", "linear_weighted_cross_entropy", "lloyd", "minibatch_step"}
 
 
 @pytest.mark.parametrize("op", MODULES)

@@ -251,17 +251,42 @@ void lloyd(const std::vector<T>& x, const Shape& s, int n_threads, Results* resu
   std::vector<double> inertia(size_t(problems), 0.0);
   std::vector<T> centroids = numbers<T>(problems * kClusters * s.d, s.lattice, 3);
   int64_t bytes;
-  check(ops::lloyd_workspace(kType<T>, kMost, s.d, kClusters, kWords, kWords, false, &bytes));
+  check(ops::lloyd_workspace(kType<T>, kMost, s.d, kClusters, kWords, kWords, false, 1, &bytes));
   Workspace workspace(bytes * n_threads);
   for (int call = 0; call < 2; ++call) {
     check(ops::lloyd(kType<T>, x.data(), s.d, offsets.data(), problems, s.d, kClusters, nullptr, low.data(),
                      scale.data(), kWords, low.data(), scale.data(), kWords, 6, 3, tol.data(), DCFAST_EMPTY_SPLIT,
                      seed.data(), workspace.get(), bytes, centroids.data(), labels.data(), inertia.data(),
-                     n_iter.data(), status.data(), n_threads));
+                     n_iter.data(), status.data(), n_threads, 1));
   }
   append(results, centroids);
   append(results, labels);
   append(results, inertia);
+}
+
+// Half of the rows, by all threads together.
+template <class T>
+void bisect(const std::vector<T>& x, const Shape& s, int n_threads, Results* results) {
+  constexpr int64_t kWords = 3;
+  const int64_t m = (s.n + 1) / 2, unit = -90;
+  std::vector<int64_t> rows, low(size_t(s.d), unit), labels(size_t(m), -1), order(size_t(m), 0), sizes(2, 0);
+  for (int64_t i = 0; i < m; ++i) rows.push_back(2 * i);
+  std::vector<double> scale(size_t(s.d), ldexp(1.0, int(-unit))), weight(size_t(s.n), 0.75), inertias(2, 0.0);
+  std::vector<T> centroids = numbers<T>(2 * s.d, s.lattice, 3);
+  int64_t bytes, n_iter = 0, status = DCFAST_LLOYD_RUNNING;
+  double inertia = 0.0;
+  check(ops::bisect_workspace(kType<T>, m, s.d, kWords, true, n_threads, &bytes));
+  Workspace workspace(bytes);
+  while (status == DCFAST_LLOYD_RUNNING) {
+    check(ops::bisect(kType<T>, x.data(), s.d, rows.data(), m, s.d, weight.data(), low.data(), scale.data(), kWords, 6,
+                      4, 0.0, workspace.get(), centroids.data(), labels.data(), &n_iter, &status, order.data(),
+                      sizes.data(), &inertia, inertias.data(), n_threads));
+  }
+  append(results, centroids);
+  append(results, order);
+  append(results, sizes);
+  append(results, &inertia, 8);
+  append(results, inertias);
 }
 
 // A batch with weights, and the next.
@@ -304,6 +329,7 @@ Results everything(const Shape& s, int n_threads) {
   for (bool cached : {false, true}) kmeans_plusplus(x, s, cached, n_threads, &results);
   batched_starts(x, s, n_threads, &results);
   lloyd(x, s, n_threads, &results);
+  bisect(x, s, n_threads, &results);
   minibatch_step(x, s, c, n_threads, &results);
   return results;
 }

@@ -178,20 +178,33 @@ enum dcfast_lloyd_status {
   DCFAST_LLOYD_TOL = 2,
   DCFAST_LLOYD_RUNNING = 3,
 };
-// Bytes of a thread's workspace for problems of up to n <= 2^22 rows.
+// Bytes of the workspace of the `team` threads that share a problem of up to n <= 2^22 rows.
 typedef int dcfast_cpu_lloyd_workspace_fn(int dtype, int64_t n, int64_t d, int64_t k, int64_t n_words,
-                                          int64_t row_words, bool weighted, int64_t* bytes);
+                                          int64_t row_words, bool weighted, int team, int64_t* bytes);
 // Go on with every problem b whose status is `running`, by at most `iterations`: the rows offsets[b] to offsets[b + 1]
 // of x, weight (or null) and labels, from centroids (problems x k x d), in place. n_iter counts its iterations; labels
 // are those before, -1 at first. low, scale and n_words are the grid of w x; row_low, row_scale and row_words that of
-// x, where tol is in units of the mean variance of a problem's columns (null, null and 0 where it is not). n_threads x
-// bytes of workspace.
+// x, where tol is in units of the mean variance of a problem's columns (null, null and 0 where it is not). n_threads
+// problems at once, or one by a team of threads; n_threads x bytes of workspace.
 typedef int dcfast_cpu_lloyd_fn(int dtype, const void* x, int64_t row_stride, const int64_t* offsets, int64_t problems,
                                 int64_t d, int64_t k, const double* weight, const int64_t* low, const double* scale,
                                 int64_t n_words, const int64_t* row_low, const double* row_scale, int64_t row_words,
                                 int64_t max_iter, int64_t iterations, const double* tol, int empty, const int64_t* seed,
                                 void* workspace, int64_t bytes, void* centroids, int64_t* labels, double* inertia,
-                                int64_t* n_iter, int64_t* status, int n_threads);
+                                int64_t* n_iter, int64_t* status, int n_threads, int team);
+
+// ---- bisect: 2-means of some rows ------------------------------------------------------------------------------
+// Bytes of the workspace for m <= 2^22 rows.
+typedef int dcfast_cpu_bisect_workspace_fn(int dtype, int64_t m, int64_t d, int64_t n_words, bool weighted,
+                                           int n_threads, int64_t* bytes);
+// Go on with the 2-means of the rows x[rows[0]] to x[rows[m - 1]] as lloyd does. Once status is no longer `running`,
+// order has their numbers by cluster and sizes (2) how many each has; inertia is that of all, inertias (2) of each.
+// weight is one for every row of x, or null.
+typedef int dcfast_cpu_bisect_fn(int dtype, const void* x, int64_t row_stride, const int64_t* rows, int64_t m,
+                                 int64_t d, const double* weight, const int64_t* low, const double* scale,
+                                 int64_t n_words, int64_t max_iter, int64_t iterations, double tol, void* workspace,
+                                 void* centroids, int64_t* labels, int64_t* n_iter, int64_t* status, int64_t* order,
+                                 int64_t* sizes, double* inertia, double* inertias, int n_threads);
 
 // ---- minibatch_step: one batch of rows, in place ---------------------------------------------------------------
 // Bytes of the workspace (64-byte aligned) for n <= 2^22 rows.
@@ -399,6 +412,8 @@ typedef int dcfast_cuda_assign_fn(int dtype, const void* x, int64_t x_problem, i
   X(draw_rows)                     \
   X(lloyd_workspace)               \
   X(lloyd)                         \
+  X(bisect_workspace)              \
+  X(bisect)                        \
   X(minibatch_step_workspace)      \
   X(minibatch_step)                \
   X(split_empty)                   \

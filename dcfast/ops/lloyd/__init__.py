@@ -161,9 +161,10 @@ def lloyd(
 
     Notes
     -----
-    O(n d k) operations for an iteration of a problem of n rows, by one thread; memory beyond the results is about
-    (4 d + 40) bytes per row of the largest problem and thread. Meant for problems that fit a processor's caches; larger
-    ones are better served one by one by ops that share a problem between the threads, as `dcfast.KMeans` does.
+    O(n d k) operations for an iteration of a problem of n rows, by a thread; all threads share a problem that is alone.
+    Memory beyond the results is about (4 d + 40) bytes per row of the largest problem, for each problem at work. Meant
+    for problems that fit a processor's caches; larger ones are better served by one op after the other, which keep
+    bounds between iterations, as `dcfast.KMeans` does.
     """
     problems = offsets.shape[0] - 1
     tol, seed = scalar(tol, torch.float64, x.device), scalar(seed, torch.int64, x.device)

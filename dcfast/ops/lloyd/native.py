@@ -40,12 +40,14 @@ def lloyd(
         rows = _grid(x, None)
     row_words = rows[2] if relative_tol else 0
     n = int(offsets.diff().max())
-    n_threads = min(problems, _native.threads())
-    size = torch.empty(1, dtype=torch.int64)
-    core.lloyd_workspace(dtype, n, d, k, n_words, row_words, weight is not None, size.data_ptr())
-    bytes_ = int(size)
-    workspace = torch.empty(n_threads * bytes_, dtype=torch.uint8)
     step = 2.0 * n * k * d
+    n_threads = min(problems, _native.threads())
+    # Threads that share a problem; an iteration is some four pieces of work, each shared on its own.
+    team = _native.threads(step / 4) if n_threads == 1 else 1
+    size = torch.empty(1, dtype=torch.int64)
+    core.lloyd_workspace(dtype, n, d, k, n_words, row_words, weight is not None, team, size.data_ptr())
+    bytes_ = int(size)
+    workspace = _native.empty((n_threads * bytes_,), torch.uint8)
     iterations = max(1, int(_CALL_OPERATIONS / step))
     for start, stop in _native.slices(problems, step * max(1, min(max_iter, iterations)), n_threads):
         while bool((status[start:stop] == _RUNNING).any()):
@@ -77,6 +79,7 @@ def lloyd(
                 n_iter[start:].data_ptr(),
                 status[start:].data_ptr(),
                 n_threads,
+                team,
             )
     return centroids, labels, inertia, n_iter, status
 
