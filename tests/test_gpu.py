@@ -454,6 +454,26 @@ def test_sobel_conv2d_and_its_gradients(serving, size, kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("size", "filters", "kernel", "stride", "padding"),
+    [
+        ((33, 127), 3, (3, 4), [3, 5], [1, 2]),  # several tiles, runs that are not full
+        ((70, 150), 2, (5, 7), [33, 70], [4, 3]),  # strides longer than a tile
+        ((60, 70), 20, (35, 70), [1, 1], [16, 34]),  # a kernel of several parts
+    ],
+)
+def test_image_gradients_of_any_kernel_and_stride(size, filters, kernel, stride, padding, dtype):
+    generator = torch.Generator().manual_seed(0)
+    out = [(i + 2 * p - k) // s + 1 for i, k, s, p in zip(size, kernel, stride, padding, strict=True)]
+    grad = torch.randn(2, filters, *out, generator=generator).to(dtype)
+    weight = torch.randn(filters, 2, *kernel, generator=generator).to(dtype)
+    backward = torch.ops.dcfast.sobel_conv2d_backward_image
+    exact = backward(grad.double(), weight.double(), size, stride, padding, None)
+    ours = backward(grad.to(DEVICE), weight.to(DEVICE), size, stride, padding, None)
+    assert _close(ours.cpu(), exact, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_epilogue_of_sobel_conv2d(serving, dtype):
     arguments = make_images(SIZES[0], "bytes", dtype)
     generator = torch.Generator().manual_seed(1)

@@ -91,6 +91,16 @@ def sobel_gradients(image, weight, bias):
     return torch.autograd.grad(output, leaves, torch.ones_like(output))
 
 
+def sobel_image_gradient(image, weight, bias):
+    image = image.detach().requires_grad_()
+    output = sobel(image, weight, bias)
+    return torch.autograd.grad(output, image, torch.ones_like(output))
+
+
+def float_images(seed):
+    return images(seed, "contiguous")
+
+
 def sobel_epilogue(image, weight, bias):
     return ops.sobel_conv2d(image, weight, bias, scale=bias, shift=bias, relu=True)
 
@@ -122,10 +132,12 @@ CALLS = {
     "iteration": (iteration, points),
     "sobel_conv2d": (sobel, images),
     "sobel_conv2d_backward": (sobel_gradients, images),
+    "sobel_conv2d_backward_image": (sobel_image_gradient, float_images),
     "sobel_conv2d_epilogue": (sobel_epilogue, images),
     "weighted_cross_entropy": (loss_and_gradient, logits),
     "inverse_size_weights": (lambda x, target, sizes: ops.inverse_size_weights(sizes), logits),
 }
+BACKWARD = ("sobel_conv2d_backward", "sobel_conv2d_backward_image")
 EVERY_CALL = pytest.mark.parametrize(("call", "inputs"), CALLS.values(), ids=CALLS)
 
 
@@ -227,7 +239,7 @@ def test_deterministic_mode(serving, call, inputs):
 
 @pytest.mark.parametrize(
     "name",
-    sorted(set(CALLS) - {"sobel_conv2d_backward", "weighted_cross_entropy", "accumulate_moves"}),
+    sorted(set(CALLS) - {*BACKWARD, "weighted_cross_entropy", "accumulate_moves"}),
 )
 def test_compiles_without_a_graph_break(serving, name):
     call, inputs = CALLS[name]

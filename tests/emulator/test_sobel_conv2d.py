@@ -26,6 +26,7 @@ SMALL = [
 def _native_is_cuda(monkeypatch):
     monkeypatch.setattr(native, "sobel_conv2d", native._forward_on_cuda)
     monkeypatch.setattr(native, "sobel_conv2d_backward_weight", native._backward_weight_on_cuda)
+    monkeypatch.setattr(native, "sobel_conv2d_backward_image", native._backward_image_on_cuda)
     with ops.backend("native"):
         yield
 
@@ -81,6 +82,19 @@ def test_tiles_side_by_side():
     assert (ops.sobel_conv2d(image, weight, bias) - exact).abs().max() <= 2.0**-10 * exact.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        ((2, 33, 127, 3, (3, 4), (3, 5), (1, 2)), torch.float32),  # several tiles, runs that are not full
+        ((1, 70, 150, 2, (5, 7), (33, 70), (4, 3)), torch.float16),  # strides longer than a tile
+        ((1, 5, 6, 3, (35, 70), (1, 1), (16, 34)), torch.float32),  # a kernel of several parts
+        ((1, 31, 9, 2, (34, 2), (6, 2), (9, 0)), torch.float64),
+    ],
+)
+def test_image_gradients(size, dtype):
+    assert_as_good_as_torch(ops.sobel_conv2d, make(size, "contiguous", dtype), units=4)
+
+
 def test_a_gradient_of_several_ranges(monkeypatch):
     monkeypatch.setattr(native, "_RANGES", 2)
     assert_as_good_as_torch(ops.sobel_conv2d, make((3, 4, 5, 3, (2, 2), (1, 1), (0, 0)), "bytes", torch.float32))
@@ -93,7 +107,8 @@ def test_other_orders_of_threads_and_a_smaller_gpu_give_the_same_bits(monkeypatc
 
     def results():
         gradients = native._backward_weight_on_cuda(grad, image, [3, 3], *rest)
-        return [native._forward_on_cuda(image, weight, bias, *rest, None, None, False), *gradients]
+        by_image = native._backward_image_on_cuda(grad, weight, [9, 12], *rest[:2], rest[3])
+        return [native._forward_on_cuda(image, weight, bias, *rest, None, None, False), *gradients, by_image]
 
     expected = results()
     monkeypatch.setenv("DCFAST_EMULATOR_SEED", "7")
@@ -142,8 +157,9 @@ def test_tf32_only_where_torch_allows_it():
 
 
 def test_no_images():
-    image, weight = torch.zeros(0, 3, 8, 9), torch.ones(4, 2, 3, 3, requires_grad=True)
+    image, weight = torch.zeros(0, 3, 8, 9, requires_grad=True), torch.ones(4, 2, 3, 3, requires_grad=True)
     output = ops.sobel_conv2d(image, weight)
     assert output.shape == (0, 4, 6, 7)
     output.sum().backward()
     assert torch.equal(weight.grad, torch.zeros_like(weight))
+    assert image.grad.shape == image.shape

@@ -103,6 +103,20 @@ def test_kernels_use_the_instructions_meant_for_them(kernels, kernel, arch, opco
             assert function.has(opcode), f"{function.name}: {opcode} does not appear"
 
 
+def test_an_image_gradient_reads_twice_for_16_products(kernels, count_backend):
+    """From a tap to the next a run takes one gradient and the weights of both Sobel values, by one load."""
+    count_backend("cuda-offline")
+    found = [k for k in kernels if "sobel_conv2d_image_gradient" in k.name]
+    assert len(found) == 2 * 4
+    for kernel in found:
+        pair, product, registers = (
+            (" LDS.128 ", "DFMA", 128) if "gradientIdE" in kernel.name else (" LDS.64 ", "FFMA", 64)
+        )
+        loops = re.split(r" BRA(?:\.\S+)? ", " ".join(kernel.opcodes))
+        assert max(loop.rpartition(pair)[2].split().count(product) for loop in loops) == 16
+        assert kernel.registers <= registers
+
+
 def test_products_of_a_k_block_follow_one_another(kernels, count_backend):
     """Where ptxas cannot keep wgmma asynchronous it waits after each one: no wait may lie among those of a k-block."""
     count_backend("cuda-offline")

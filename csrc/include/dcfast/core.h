@@ -278,6 +278,11 @@ typedef int dcfast_cuda_sobel_conv2d_backward_weight_fn(int dtype, int image_dty
                                                         const dcfast_sobel_conv2d_sizes* sizes, const void* image,
                                                         const double* fold, const void* grad, int64_t max_rows,
                                                         void* partial, int64_t* rows, void* stream);
+// The whole of grad_image (images, 3, height, width). It, grad (images, filters, out_h, out_w) and weight are
+// contiguous.
+typedef int dcfast_cuda_sobel_conv2d_backward_image_fn(int dtype, const dcfast_sobel_conv2d_sizes* sizes,
+                                                       const void* grad, const double* fold, const void* weight,
+                                                       void* grad_image, void* stream);
 
 // ---- batch_norm_relu_pool ------------------------------------------------------------------------------------
 // The sizes of one call, 10 consecutive int64. x is (images, channels, height, width), contiguous or, where
@@ -454,6 +459,7 @@ typedef int dcfast_cuda_assign_fn(int dtype, const void* x, int64_t x_problem, i
   X(split_empty)                  \
   X(sobel_conv2d)                 \
   X(sobel_conv2d_backward_weight) \
+  X(sobel_conv2d_backward_image)  \
   X(weighted_cross_entropy)       \
   X(weighted_cross_entropy_backward)
 

@@ -193,6 +193,7 @@ _backward_image = _registry.define(
     check=_check_backward_image,
     fake=_fake_backward_image,
     native_cpu=("sobel_conv2d_plan", "sobel_conv2d_pack", "sobel_conv2d_backward_image"),
+    native_cuda=("sobel_conv2d_backward_image",),
 )
 
 

@@ -134,6 +134,33 @@ def _backward_weight_on_cuda(
     return by_weight.contiguous(), total[:, 2 * taps].contiguous()
 
 
+def _backward_image_on_cuda(
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    image_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    std: torch.Tensor | None,
+) -> torch.Tensor:
+    n, (filters, _, *kernel) = grad.shape[0], weight.shape
+    sizes = _sizes(n, image_size, filters, kernel, stride, padding)
+    output = grad.new_empty((n, 3, *image_size))
+    if n == 0:
+        return output
+    scale, grad, weight = fold(grad.dtype, None, std, grad.device), grad.contiguous(), weight.contiguous()
+    with _native.device_of(grad):
+        _native.cuda().sobel_conv2d_backward_image(
+            _native.DTYPES[grad.dtype],
+            sizes.data_ptr(),
+            grad.data_ptr(),
+            scale.data_ptr(),
+            weight.data_ptr(),
+            output.data_ptr(),
+            _native.stream(grad.device),
+        )
+    return output
+
+
 class _Images:
     """Slices of a tensor of images in a dtype that the kernels read; float16 and bfloat16 are widened exactly."""
 
@@ -255,6 +282,8 @@ def sobel_conv2d_backward_image(
     padding: list[int],
     std: torch.Tensor | None,
 ) -> torch.Tensor:
+    if grad.is_cuda:
+        return _backward_image_on_cuda(grad, weight, image_size, stride, padding, std)
     core, n_threads, dtype = _native.cpu(), _native.threads(), wide_dtype(grad.dtype)
     n, (filters, _, *kernel) = grad.shape[0], weight.shape
     sizes = _sizes(n, image_size, filters, kernel, stride, padding)
