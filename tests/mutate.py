@@ -629,10 +629,10 @@ FAULTS = [
         "tests/test_lloyd.py -k 'runs_are_cut'",
     ),
     Fault(
-        "rows of the first half where those of neither belong",
+        "the second half counted from the first row on",
         "csrc/cpu/bisect.cpp",
-        "half < kHalves ? half : -1;",
-        "half < kHalves ? half : 0;",
+        "sizes[half] = at - before;",
+        "sizes[half] = at;",
         "tests/test_bisect.py -k definition",
     ),
     Fault(
