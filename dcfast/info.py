@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import dcfast
@@ -46,7 +47,10 @@ def machine() -> dict[str, str]:
 
 def _cuda_build() -> str:
     _, cuda = _native.built_ops()
-    return f"built: {', '.join(sorted(cuda))}" if cuda else "not built"
+    if cuda:
+        return f"built: {', '.join(sorted(cuda))}"
+    remedy = ': pip install "cuda-toolkit[nvcc,nvvm,crt,cccl]", then install dcfast anew'
+    return f"not built{remedy if torch.cuda.is_available() else ''}"
 
 
 def _gpu() -> str:
@@ -88,7 +92,7 @@ def _cell(backend: str | None, reasons: dict[str, str]) -> str:
     first = f"[green]{backend}[/]" if backend else "[red]none[/]"
     # 'CUDA: not written' needs no other word before it.
     lines = (reason if reason.startswith("CUDA:") else f"{name}: {reason}" for name, reason in reasons.items())
-    return "\n".join([first, *(f"[dim]{line}[/]" for line in lines)])
+    return "\n".join([first, *(f"[dim]{escape(line)}[/]" for line in lines)])
 
 
 def show(console: Console | None = None) -> None:
@@ -96,7 +100,7 @@ def show(console: Console | None = None) -> None:
     console = console or Console()
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in machine().items():
-        facts.add_row(f"[bold]{name}[/]", value)
+        facts.add_row(f"[bold]{name}[/]", escape(value))
     console.print(facts)
     cpu, cuda = serving("cpu"), serving("cuda")
     table = Table(title="Which backend serves each op, and why not another", title_justify="left")

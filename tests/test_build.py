@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -91,24 +92,116 @@ def test_the_source_distribution_can_be_built_from(tmp_path):
     assert set(needed) <= names
 
 
-@pytest.mark.parametrize(
-    ("choice", "message"),
-    [
-        ("on", "DCFAST_CUDA=on, but there is no nvcc: put it on the PATH, set CUDACXX, or use auto"),
-        ("maybe", "DCFAST_CUDA='maybe' is not a choice: use 'auto', 'on' or 'off'"),
-    ],
-)
-def test_an_impossible_request_fails_with_one_clear_line(tmp_path, choice, message):
+@pytest.fixture
+def build_script(monkeypatch):
+    """What setup.py defines."""
+    setuptools = pytest.importorskip("setuptools", reason="no build tools")
+    pytest.importorskip("pybind11", reason="no build tools")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
+def executable(path, text="#!/bin/sh\n"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def wheels(site):
+    """As NVIDIA's wheels lie in `site`; the nvcc."""
+    home = site / "nvidia" / "cu13"
+    for part in ("nvvm/bin/cicc", "include/crt/host_config.h", "include/cuda_runtime.h", "include/nv/target"):
+        executable(home / part)
+    return executable(home / "bin" / "nvcc")
+
+
+@pytest.fixture
+def nvccs(tmp_path, monkeypatch):
+    """Every place where nvcc is looked for, in that order, and nothing of this machine."""
+    found = {"CUDACXX": executable(tmp_path / "named" / "nvcc-13"), "PATH": executable(tmp_path / "path" / "nvcc")}
+    found |= {name: executable(tmp_path / name / "bin" / "nvcc") for name in ("CUDA_HOME", "CUDA_PATH")}
+    found |= {name: wheels(tmp_path / name) for name in ("purelib", "platlib", "sys.path", "user")}
+    monkeypatch.setenv("CUDACXX", str(found["CUDACXX"]))
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "CUDA_HOME"))
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "CUDA_PATH"))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / name))
+    monkeypatch.setattr("sys.path", [str(tmp_path / "sys.path")])
+    monkeypatch.setattr("site.getusersitepackages", lambda: str(tmp_path / "user"))
+    return found
+
+
+def test_nvcc_is_looked_for_in_order(build_script, nvccs, monkeypatch):
+    for name, nvcc in nvccs.items():
+        assert build_script["find_nvcc"]() == str(nvcc), name
+        nvcc.unlink()
+        monkeypatch.delenv("CUDACXX", raising=False)
+    assert build_script["find_nvcc"]() is None
+    monkeypatch.setenv("DCFAST_CUDA", "on")
+    with pytest.raises(SystemExit, match=r"^DCFAST_CUDA=on, .* pip install 'cuda-toolkit\[nvcc,nvvm,crt,cccl\]'"):
+        build_script["chosen_nvcc"]()
+
+
+def test_wheels_without_all_that_nvcc_needs_are_passed_over(build_script, nvccs, monkeypatch):
+    """JAX, for one, brings nvcc and no cccl, without which no kernel compiles."""
+    for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "PATH"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "defpath", "")
+    (nvccs["purelib"].parents[1] / "include" / "nv" / "target").unlink()
+    assert build_script["find_nvcc"]() == str(nvccs["platlib"])
+
+
+def test_nothing_is_looked_for_where_cuda_is_off(build_script, nvccs, monkeypatch, capsys):
+    monkeypatch.setenv("CUDACXX", "nowhere")
+    monkeypatch.setenv("DCFAST_CUDA", "off")
+    assert build_script["chosen_nvcc"]() is None
+    assert "CUDA kernels off (DCFAST_CUDA=off" in capsys.readouterr().out
+
+
+def setup_py(scratch, **environment):
     pytest.importorskip("setuptools", reason="no build tools")
     pytest.importorskip("pybind11", reason="no build tools")
-    environment = {name: value for name, value in os.environ.items() if name != "CUDACXX"}
-    build = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", str(tmp_path), "--build-lib", str(tmp_path)],
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", str(scratch), "--build-lib", str(scratch)],
         cwd=ROOT,
-        env={**environment, "DCFAST_CUDA": choice, "PATH": str(tmp_path)},
+        env={**{name: value for name, value in os.environ.items() if name != "CUDACXX"}, **environment},
         capture_output=True,
         text=True,
     )
+
+
+def test_cmake_is_told_of_the_nvcc_that_was_found(tmp_path):
+    nvcc, log = wheels(tmp_path / "site"), tmp_path / "log"
+    executable(tmp_path / "bin" / "cmake", f'#!/bin/sh\necho "$@" "LIBRARY_PATH=$LIBRARY_PATH" >> {log}\n')
+    environment = {"DCFAST_CUDA": "on", "CUDACXX": str(nvcc), "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.defpath}"}
+    fresh = []
+    for cached in (None, nvcc, "/elsewhere/nvcc"):
+        if cached is not None:
+            (tmp_path / "cmake" / "CMakeCache.txt").write_text(f"A:STRING=b\nCMAKE_CUDA_COMPILER:FILEPATH={cached}\n")
+        log.unlink(missing_ok=True)
+        build = setup_py(tmp_path, LIBRARY_PATH="/mine", **environment)
+        assert build.returncode == 0, build.stderr
+        assert f"dcfast: CUDA kernels on: {nvcc}" in build.stdout
+        configure, compile_ = log.read_text().splitlines()
+        assert "-DDCFAST_CUDA=ON" in configure
+        assert f"-DCMAKE_CUDA_COMPILER={nvcc}" in configure
+        libraries = f"LIBRARY_PATH={nvcc.parents[1] / 'lib'}{os.pathsep}/mine"
+        assert configure.endswith(libraries)
+        assert compile_.endswith(libraries)
+        fresh.append("--fresh" in configure)
+    assert fresh == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"DCFAST_CUDA": "maybe"}, "DCFAST_CUDA='maybe' is not a choice: use 'auto', 'on' or 'off'"),
+        ({"CUDACXX": "nowhere/nvcc"}, "CUDACXX='nowhere/nvcc' is no program: name an nvcc, or unset it"),
+    ],
+)
+def test_an_impossible_request_fails_with_one_clear_line(tmp_path, environment, message):
+    build = setup_py(tmp_path, **{"DCFAST_CUDA": "auto", **environment})
     assert build.returncode == 1
     assert build.stderr.strip().splitlines()[-1] == message
     assert "Traceback" not in build.stderr

@@ -38,6 +38,18 @@ def test_an_op_without_a_cuda_kernel_says_so():
     assert all(info.serving("cuda")[name][1]["native"] == "CUDA: not written" for name in unwritten)
 
 
+def test_says_how_to_get_the_cuda_kernels_where_there_is_a_gpu_for_them(monkeypatch):
+    monkeypatch.setattr(_native, "built_ops", lambda: (frozenset(), frozenset()))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert info._cuda_build() == "not built"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    said = info._cuda_build()
+    assert 'not built: pip install "cuda-toolkit[nvcc,nvvm,crt,cccl]"' in said
+    monkeypatch.undo()
+    monkeypatch.setattr(info, "_cuda_build", lambda: said)
+    assert said in printed()  # brackets and all
+
+
 def test_follows_the_override():
     with ops.backend("reference"):
         assert all(backend == "reference" for backend, _ in info.serving("cpu").values())

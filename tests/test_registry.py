@@ -48,7 +48,7 @@ INTERPRETED = replace(FULL, triton_interpreted=True)
         # CUDA tensors: native, else Triton, else nothing; the reference only where it is asked for.
         (OP, "cuda", FULL, None, "native", False, {}),
         (CPU_ONLY, "cuda", FULL, None, "triton", False, {"native": "CUDA: not written"}),
-        (OP, "cuda", NO_CUDA_BUILD, None, "triton", False, {"native": "built without CUDA"}),
+        (OP, "cuda", NO_CUDA_BUILD, None, "triton", False, {"native": "built without CUDA: install nvcc"}),
         (OP, "cuda", NO_EXTENSION, None, "triton", False, {"native": "could not be loaded"}),
         (OP, "cuda", OLD_GPU, None, "triton", False, {"native": r"capability 7\.5 is below 8\.0"}),
         (OP, "cuda", NO_GPU, None, None, False, {"native": "no CUDA device", "triton": "no CUDA device"}),

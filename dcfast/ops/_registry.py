@@ -75,7 +75,7 @@ def why_not(op: Op, backend: str, device: str, installed: Installed) -> str | No
         if not op.native_cuda:
             return "CUDA: not written"
         if set(op.native_cuda) - installed.native_cuda:
-            return "built without CUDA"
+            return "built without CUDA: install nvcc, then dcfast anew"
         if installed.cuda_capability is None:
             return "no CUDA device"
         if installed.cuda_capability < _CUDA_CAPABILITY:
