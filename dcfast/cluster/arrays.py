@@ -185,7 +185,10 @@ def sample_weights(sample_weight: Any, n_samples: int, device: torch.device) -> 
             raise ValueError("Negative values in data passed to `sample_weight`: weights are 0 or more")
     else:
         rows = np.empty((n_samples, 0))
-        array = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
+        # That all are 0 is an error of all ranks' weights, not of one's.
+        array = _check_sample_weight(
+            sample_weight, rows, dtype=np.float64, ensure_non_negative=True, allow_all_zero_weights=True
+        )
         weight = from_numpy(np.ascontiguousarray(array)).to(device)
     return weight
 

@@ -73,8 +73,8 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     -----
     O(n_samples n_features^2 + n_features^3) operations in float64, the second term only if there are more samples than
     half of the features; one pass over the data in blocks of 1,024 rows:
-    memory beyond the input is O(n_features^2 log(n_samples / 1024)). The same bits for any chunks and number of threads
-    on one machine; BLAS does not promise them across processors.
+    memory beyond the input is O(n_features^2 log(n_samples / 1024)). The same bits for any chunks, memory layout and
+    number of threads on one machine; BLAS does not promise them across processors.
 
     Examples
     --------
@@ -292,7 +292,10 @@ class _Node:
 
 
 def _blocks(chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The rows of the chunks in blocks of `BLOCK_ROWS`, the last one shorter."""
+    """The rows of the chunks in blocks of `BLOCK_ROWS`, the last one shorter, one row after the other in memory.
+
+    torch adds the elements of a column, and BLAS those of a product, in an order that follows from their layout.
+    """
     pending: list[torch.Tensor] = []
     rows = 0
     for chunk in chunks:
@@ -301,7 +304,7 @@ def _blocks(chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
             pending.append(part)
             rows += n
             if rows == BLOCK_ROWS:
-                yield pending[0] if len(pending) == 1 else torch.cat(pending)
+                yield pending[0].contiguous() if len(pending) == 1 else torch.cat(pending)
                 pending, rows = [], 0
     if rows:
         yield torch.cat(pending)

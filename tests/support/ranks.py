@@ -43,6 +43,7 @@ FITS = {
     "k-means++ of ties": (rows("lattice"), None, {"init": "k-means++", "n_clusters": 30}),
     "k-means++ of equal rows": (np.ones((N, 2)), None, {"init": "k-means++", "n_clusters": 4}),
     "random weighted": (rows(), WEIGHT, {"init": "random", "n_clusters": 7, "n_init": 3}),
+    "weights of the first rank alone": (rows(), WEIGHT * (np.arange(N) < N // 4), {"n_clusters": 5}),
     "random tol": (rows(dtype=np.float64), None, {"init": "random", "n_clusters": 5, "tol": 0.1, "max_iter": 50}),
     "array": (rows(), None, {"init": rows()[:6], "n_clusters": 6, "max_iter": 50, "tol": 0}),
     "farthest": (rows(), WEIGHT, {"init": FAR, "n_clusters": 9, "max_iter": 2}),
