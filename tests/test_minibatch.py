@@ -99,6 +99,8 @@ def test_labels_equal_predict_and_may_be_left_out():
     without = MiniBatchKMeans(10, random_state=0, compute_labels=False).fit(X)
     assert not hasattr(without, "labels_")
     assert without.inertia_ == pytest.approx(model.inertia_, rel=0.1)
+    again = model.set_params(compute_labels=False).fit(X[:200])
+    assert not hasattr(again, "labels_")  # which were those of all rows
     once = MiniBatchKMeans(10, random_state=0, compute_labels=False, max_iter=1).fit(X)  # a single batch
     assert once.n_steps_ == 1
     assert once.inertia_ > 0

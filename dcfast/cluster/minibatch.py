@@ -194,6 +194,7 @@ class MiniBatchKMeans(BaseKMeans):
         else:
             total = float(n if points.sample_weight is None else ops.exact_sum(points.sample_weight))
             self.inertia_ = stop.mean_inertia * total
+            self.__dict__.pop("labels_", None)  # those of an earlier fit are of other rows
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
