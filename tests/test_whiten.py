@@ -114,14 +114,24 @@ def test_chunks_and_threads_change_no_bit(n, d):
     assert isinstance(whole.components_, torch.Tensor)
 
 
+def in_columns(X):
+    return X.T.contiguous().T
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_layout_of_the_rows_changes_no_bit(dtype):
+def test_the_layout_of_the_rows_changes_no_component(dtype):
     X = torch.tensor(np.random.default_rng(0).normal(size=(2500, 30))).to(dtype)
-    columns = X.T.contiguous().T
     whole = PCAWhiten(8).fit(X)
-    for other in (PCAWhiten(8).fit(columns), PCAWhiten(8).fit(iter(columns.split(1500)))):
+    for other in (PCAWhiten(8).fit(in_columns(X)), PCAWhiten(8).fit(iter(in_columns(X).split(1500)))):
         for name in ("mean_", "components_", "explained_variance_"):
             assert np.array_equal(np.asarray(getattr(other, name)), np.asarray(getattr(whole, name))), name
+
+
+@pytest.mark.parametrize("n_components", [1, 3])
+def test_the_layout_of_the_rows_changes_no_projection(n_components):
+    X = torch.tensor(np.random.default_rng(0).normal(size=(1025, 500)))
+    whiten = PCAWhiten(n_components, normalize=False).fit(X[:40])
+    assert torch.equal(whiten.transform(in_columns(X)), whiten.transform(X))
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         out = x.new_empty(x.shape[0], self.n_components)
         with one_thread():
             for start in range(0, x.shape[0], BLOCK_ROWS):
-                block = (x[start : start + BLOCK_ROWS].double() - mean) @ projection
+                block = (x[start : start + BLOCK_ROWS].double().contiguous() - mean) @ projection
                 if self.normalize:
                     norm = torch.linalg.vector_norm(block, dim=1, keepdim=True)
                     block /= torch.where(norm > 0, norm, 1)
