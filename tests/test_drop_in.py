@@ -281,6 +281,17 @@ def test_where_nothing_is_left_to_draw_row_0_is_chosen_as_by_scikit_learn():
     np.testing.assert_array_equal(chosen, chunked)
 
 
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e9, 1e12])
+def test_an_outlier_changes_no_draw_among_the_others(far):
+    """Once it is chosen, what is left of the potential is a small part of the first one."""
+    X = np.concatenate([blobs(), np.full((1, blobs().shape[1]), far)])
+    for seed in range(5):
+        expected = sklearn.cluster.kmeans_plusplus(X, 9, random_state=seed)[1]
+        np.testing.assert_array_equal(kmeans_plusplus(X, 9, random_state=seed)[1], expected)
+        chunked = kmeans_plusplus(lambda: iter([X[:100], X[100:]]), 9, random_state=seed)[1]
+        np.testing.assert_array_equal(chunked, expected)
+
+
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 @pytest.mark.parametrize("weighted", [False, True])
 def test_clusters_that_nothing_is_left_for_go_where_scikit_learn_puts_them(weighted):

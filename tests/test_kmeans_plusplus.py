@@ -10,7 +10,7 @@ from dcfast.ops import _native
 from dcfast.ops.kmeans_plusplus.greedy import share
 
 SHAPES = [(1, 1, 1), (2, 1, 2), (60, 3, 10), (500, 40, 25), (1100, 17, 9), (90, 300, 90)]
-KINDS = ["normal", "lattice", "huge", "tiny", "equal", "blobs"]
+KINDS = ["normal", "lattice", "huge", "tiny", "equal", "blobs", "outlier"]
 
 
 def make(n, d, k, kind, dtype, trials=4):
@@ -24,6 +24,8 @@ def make(n, d, k, kind, dtype, trials=4):
         x = x * 1e-20
     elif kind == "equal":
         x[:] = x[0].clone()
+    elif kind == "outlier":  # which has all the potential, until it is chosen
+        x[-1] = 1e15
     elif kind == "blobs":
         x = x * 1e-3 + 10 * torch.randn(7, d, generator=generator)[torch.arange(n) % 7] + 1e4
     uniform = torch.rand(k - 1, trials, generator=generator, dtype=torch.float64)

@@ -42,7 +42,7 @@ template <class T>
 struct Seeding {
   Prepared<T> units;      // its scale, slack and shift alone
   float* rho;             // [1]
-  double* draw_scale;     // [1] potentials times this are rounded down to the integers that draws count in
+  double* draw_scale;     // [1] potentials times this are rounded down to the integers that the next draws count in
   int32_t* panels;        // [panels][pairs][kPanel], if cached
   float* norm;            // [padded]
   float* inverse;         // [padded]
@@ -196,6 +196,30 @@ int64_t draw_units(const Points<T>& p, const Seeding<T>& s, int64_t row, double 
   return units < 0x1p62 ? int64_t(units) : 0;  // a potential that no double holds
 }
 
+// For potentials of that sum, rounded once: the integers sum to at most 2^61.
+inline double draw_scale_of(double total, int64_t n) {
+  int exponent = 1024;
+  if (total < INFINITY) {
+    frexp(total, &exponent);
+  } else {
+    for (int64_t capacity = 1; capacity < (n < 2 ? 2 : n); capacity *= 2) ++exponent;
+  }
+  return ldexp(1.0, 61 - exponent < 1023 ? 61 - exponent : 1023);  // a double, however small the sum
+}
+
+template <class T>
+void count_blocks(const Points<T>& p, const Seeding<T>& s, int n_threads) {
+  on_threads(n_threads, [&](int64_t thread, int64_t threads) {
+    const Part blocks((p.n + kBlock - 1) / kBlock, thread, threads);
+    for (int64_t block = blocks.first; block < blocks.last; ++block) {
+      s.block_totals[block] = 0;
+      for (int64_t row = block * kBlock; row < p.n && row < (block + 1) * kBlock; ++row) {
+        s.block_totals[block] += draw_units(p, s, row, s.closest[row]);
+      }
+    }
+  });
+}
+
 // Pairs of a row and a candidate that the filter let through.
 struct Pending {
   int64_t row[kChains], candidate[kChains];
@@ -261,39 +285,41 @@ void compare(const Points<T>& p, const Seeding<T>& s, int64_t trials, bool cache
   });
 }
 
-// The chosen candidate becomes a centroid.
+// The chosen candidate becomes a centroid, with which the potentials sum to `total`.
 template <class T>
-void accept(const Points<T>& p, const Seeding<T>& s, int64_t trials, int64_t chosen, int n_threads) {
+void accept(const Points<T>& p, const Seeding<T>& s, int64_t trials, int64_t chosen, double total, int n_threads) {
   const int64_t t = padded_trials(trials);
   bool noted = true;
   for (int64_t thread = 0; thread < n_threads; ++thread) noted = noted && s.found[thread] <= s.capacity;
+  const double scale = draw_scale_of(total, p.n);
+  // The sum has halved since the last time: now and then.
+  const bool anew = !noted || scale != *s.draw_scale;
+  *s.draw_scale = scale;
   if (noted) {
     for (int64_t thread = 0; thread < n_threads; ++thread) {
       for (int64_t at = 0; at < s.found[thread]; ++at) {
         const Change& change = s.changes[thread * s.capacity + at];
         if (change.candidate != chosen) continue;
-        s.block_totals[change.row / kBlock] +=
-            draw_units(p, s, change.row, change.distance) - draw_units(p, s, change.row, s.closest[change.row]);
+        if (!anew) {
+          s.block_totals[change.row / kBlock] +=
+              draw_units(p, s, change.row, change.distance) - draw_units(p, s, change.row, s.closest[change.row]);
+        }
         s.closest[change.row] = change.distance;
         set_threshold(p, s, change.row);
       }
     }
   } else {
     on_threads(n_threads, [&](int64_t thread, int64_t threads) {
-      const Part blocks((p.n + kBlock - 1) / kBlock, thread, threads);
-      for (int64_t block = blocks.first; block < blocks.last; ++block) {
-        s.block_totals[block] = 0;
-        for (int64_t row = block * kBlock; row < p.n && row < (block + 1) * kBlock; ++row) {
-          const double distance = d64(p.row(row), p.row(s.rows[chosen]), p.d);
-          if (distance < s.closest[row]) {
-            s.closest[row] = distance;
-            set_threshold(p, s, row);
-          }
-          s.block_totals[block] += draw_units(p, s, row, s.closest[row]);
-        }
+      const Part rows(p.n, thread, threads);
+      for (int64_t row = rows.first; row < rows.last; ++row) {
+        const double distance = d64(p.row(row), p.row(s.rows[chosen]), p.d);
+        if (!(distance < s.closest[row])) continue;
+        s.closest[row] = distance;
+        set_threshold(p, s, row);
       }
     });
   }
+  if (anew) count_blocks(p, s, n_threads);
   for (int64_t thread = 0; thread < n_threads; ++thread) {
     for (int64_t w = 0; w < kSumWords; ++w) s.total[w] += s.gains[(thread * t + chosen) * kSumWords + w];
   }
@@ -318,7 +344,6 @@ int64_t draw(const Points<T>& p, const Seeding<T>& s, double u) {
 template <class T>
 void start(const Points<T>& p, const Seeding<T>& s, int64_t first, bool cached, int n_threads) {
   find_units(p, s, n_threads);
-  memset(s.largest, 0, size_t(8 * n_threads));
   memset(s.roundings, 0, size_t(4 * n_threads));
   on_threads(n_threads, [&](int64_t thread, int64_t threads) {
     char* scratch = s.scratch + thread * s.scratch_bytes;
@@ -332,30 +357,16 @@ void start(const Points<T>& p, const Seeding<T>& s, int64_t first, bool cached, 
         }
         if (row % kChains == 0) distances_from(p, row, first, s.closest);
         set_threshold(p, s, row);
-        s.largest[thread] = fmax(s.largest[thread], p.potential(row, s.closest[row]));
       }
     }
   });
   float rho = 0.0f;
-  double largest = 0.0;
-  for (int64_t thread = 0; thread < n_threads; ++thread) {
-    rho = fmaxf(rho, s.roundings[thread]);
-    largest = fmax(largest, s.largest[thread]);
-  }
+  for (int64_t thread = 0; thread < n_threads; ++thread) rho = fmaxf(rho, s.roundings[thread]);
   *s.rho = rho;
-  // The sum of n integers below 2^bits / n fits 62 bits.
-  int bits = 62, exponent = 0;
-  for (int64_t capacity = 1; capacity < (p.n < 2 ? 2 : p.n); capacity *= 2) --bits;
-  frexp(fmin(largest, 0x1.fffffffffffffp1023), &exponent);
-  // A double, however small the largest.
-  *s.draw_scale = ldexp(1.0, bits - exponent < 1023 ? bits - exponent : 1023);
   memset(s.total, 0, size_t(8 * kSumWords));
-  memset(s.block_totals, 0, size_t(8 * ((p.n + kBlock - 1) / kBlock)));
-  for (int64_t row = 0; row < p.n; ++row) {
-    s.block_totals[row / kBlock] += draw_units(p, s, row, s.closest[row]);
-    add_exactly(p.potential(row, s.closest[row]), s.total);
-  }
-  carry(s.total, kDigits, 1, kSumDigit);
+  for (int64_t row = 0; row < p.n; ++row) add_exactly(p.potential(row, s.closest[row]), s.total);
+  *s.draw_scale = draw_scale_of(rounded_sum(s.total), p.n);
+  count_blocks(p, s, n_threads);
 }
 
 template <class T>
@@ -390,7 +401,7 @@ int64_t step(const Points<T>& p, const Seeding<T>& s, int64_t trials, const doub
       chosen = c;
     }
   }
-  accept(p, s, trials, chosen, n_threads);
+  accept(p, s, trials, chosen, least, n_threads);
   return s.rows[chosen];
 }
 

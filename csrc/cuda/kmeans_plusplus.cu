@@ -81,6 +81,17 @@ __device__ __forceinline__ int64_t draw_units(double potential, double scale) {
   return units < 0x1p62 ? int64_t(units) : 0;  // a potential that no double holds
 }
 
+// For potentials of that sum, rounded once: the integers sum to at most 2^61.
+__device__ __forceinline__ double draw_scale(double total, int64_t n) {
+  int exponent = 1024;
+  if (total < INFINITY) {
+    frexp(total, &exponent);
+  } else {
+    for (int64_t capacity = 1; capacity < (n < 2 ? 2 : n); capacity *= 2) ++exponent;
+  }
+  return ldexp(1.0, 61 - exponent < 1023 ? 61 - exponent : 1023);  // a double, however small the sum
+}
+
 // rows[trial] = the first row whose cumulative potential exceeds numerators[trial] 2^-53 of the total; a block for
 // each.
 __global__ void __launch_bounds__(kScanThreads)
@@ -200,24 +211,25 @@ __global__ void __launch_bounds__(kThreads, 4)
 template <class T, bool kWide>
 __global__ void __launch_bounds__(kScanThreads, 1)
     kmeans_plusplus_accept_d64(const Points<T> p, const int64_t* rows, const double* sums, int64_t trials,
-                               int64_t candidates, const uint16_t* nearer, const double* scale, double* potential,
+                               int64_t candidates, const uint16_t* nearer, double* scale, double* potential,
                                int64_t* totals, int64_t* words, int64_t* chosen) {
   __shared__ int64_t parts[kWarp];
   int64_t best = 0;
   for (int64_t c = 1; c < candidates; ++c) best = sums[c] < sums[best] ? c : best;
   const int64_t row = blockIdx.x * kDrawnTogether + threadIdx.x;
   int64_t units = 0, total;
+  const double next = draw_scale(sums[best], p.n);
   if (row < p.n) {
     double own = potential[row];
     if (nearer[best / kTogether * p.n + row] >> best % kTogether & 1) {
       potential[row] = own = potential_d64<T, kWide>(p, row, rows[best]);
     }
-    units = draw_units(own, *scale);
+    units = draw_units(own, next);
   }
   sum_before(units, parts, &total);
   if (threadIdx.x == 0) totals[blockIdx.x] = total;
   if (blockIdx.x > 0) return;
-  if (threadIdx.x == 0) *chosen = rows[best];
+  if (threadIdx.x == 0) *chosen = rows[best], *scale = next;
   // What the candidates of the next step start from.
   if (threadIdx.x < kSumWords) {
     const int64_t word = words[best * kSumWords + threadIdx.x];
@@ -226,9 +238,9 @@ __global__ void __launch_bounds__(kScanThreads, 1)
 }
 
 template <class T, bool kWide>
-int kmeans_plusplus_all(const Points<T>& p, int64_t trials, const int64_t* numerators, int64_t steps,
-                        const double* scale, double* potential, uint16_t* nearer, int64_t* totals, int64_t* words,
-                        double* sums, int64_t* rows, int64_t* chosen, cudaStream_t stream) {
+int kmeans_plusplus_all(const Points<T>& p, int64_t trials, const int64_t* numerators, int64_t steps, double* scale,
+                        double* potential, uint16_t* nearer, int64_t* totals, int64_t* words, double* sums,
+                        int64_t* rows, int64_t* chosen, cudaStream_t stream) {
   const auto blocks = unsigned(ceil_div(p.n, kDrawnTogether));
   const Bound bound = {1.0 - double(p.d + 5) * 0x1p-24, double(p.d) * 0x1p-148};
   for (int64_t step = 0; step <= steps; ++step) {
@@ -253,7 +265,7 @@ int kmeans_plusplus_all(const Points<T>& p, int64_t trials, const int64_t* numer
 }  // namespace
 
 int kmeans_plusplus(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d, const double* weight,
-                    int64_t trials, const int64_t* numerators, int64_t steps, const double* scale, double* potential,
+                    int64_t trials, const int64_t* numerators, int64_t steps, double* scale, double* potential,
                     uint16_t* nearer, int64_t* totals, int64_t* words, double* sums, int64_t* rows, int64_t* chosen,
                     void* stream) {
   if (n > kMaxRows) return DCFAST_OUT_OF_RANGE;

@@ -65,13 +65,13 @@ def _kmeans_plusplus(points: Points, first: int, uniform: torch.Tensor) -> tuple
     indices[0] = first
     centroids = points.fetch(indices[:1]).repeat(len(indices), 1)
     potential = points.closer(centroids[:1], None)[0]
-    largest = points.ranks.maximum(potential.max() if len(potential) else potential.new_zeros(()))
-    scale = draw_scale(largest, points.total)
+    lowest = float(points.ranks.exact_sum(potential))
     together = max(_TRIALS, _TRIAL_BYTES // (8 * points.total))  # the same on all ranks
     for c, trials in enumerate(uniform.tolist(), 1):
+        scale = draw_scale(torch.tensor(lowest, dtype=torch.float64, device=points.device), points.total)
         candidates = _draw(points, potential, scale, trials)
         rows = points.fetch(candidates)
-        best, lowest, chosen = potential, math.inf, 0
+        best, chosen = potential, 0
         for start in range(0, len(trials), together):
             closer = points.closer(rows[start : start + together], potential)
             for winner, total in enumerate(points.ranks.exact_sum(closer).tolist()):

@@ -36,6 +36,13 @@ def test_every_dtype_and_weights(dtype, d):
     assert agrees(x, uniform, weight, first=59)
 
 
+def test_an_outlier_leaves_the_others_their_digits():
+    x, uniform = make(60, 3, 6)
+    x[-1] = 1e15
+    assert agrees(x, uniform)
+    assert len(set(native._on_cuda(x, None, 0, uniform).tolist())) == 6
+
+
 def test_more_rows_than_are_drawn_together():
     assert agrees(*make(2100, 2, 4, trials=2))
 

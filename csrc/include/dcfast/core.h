@@ -116,13 +116,13 @@ typedef int dcfast_cpu_kmeans_plusplus_batch_fn(int dtype, const void* x, int64_
                                                 const int64_t* first, const double* uniform, int64_t steps,
                                                 void* workspace, int64_t bytes, int64_t* chosen, int n_threads);
 
-// On the GPU, of at most 2^30 rows: potential (n) holds those to the row that rows (trials) is full of, times scale[0]
-// integers that draws count in, and sinks to those to all the chosen rows (steps + 1), of which that is the first. The
-// row numerators[step, trial] 2^-53 of the way through is a candidate. nearer (trials / 16, rounded up, x n) and words
+// On the GPU, of at most 2^30 rows: potential (n) holds those to the row that rows (trials) is full of, and sinks to
+// those to all the chosen rows (steps + 1), of which that is the first. scale (1) is for what draws count in. The row
+// numerators[step, trial] 2^-53 of the way through is a candidate. nearer (trials / 16, rounded up, x n) and words
 // (trials x 80) hold zeros; totals is of n / 1024, rounded up, and sums of trials.
 typedef int dcfast_cuda_kmeans_plusplus_fn(int dtype, const void* x, int64_t row_stride, int64_t n, int64_t d,
                                            const double* weight, int64_t trials, const int64_t* numerators,
-                                           int64_t steps, const double* scale, double* potential, uint16_t* nearer,
+                                           int64_t steps, double* scale, double* potential, uint16_t* nearer,
                                            int64_t* totals, int64_t* words, double* sums, int64_t* rows,
                                            int64_t* chosen, void* stream);
 

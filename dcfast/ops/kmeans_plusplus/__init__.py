@@ -81,10 +81,10 @@ def kmeans_plusplus(
 
     Every further centroid is the best of some rows drawn in proportion to their potential, RN64(w D64) to the closest
     centroid so far: that which leaves the smallest potential in all, the first on ties. Sums of potentials are exact,
-    rounded once; draws count in integers, floor(potential * 2^(b - e)), where 2^e exceeds the largest potential after
-    the first centroid and b = 62 - ceil(log2 N), so that the choice depends on no order of summation: the number u
-    draws the first row whose cumulative count exceeds floor(u 2^53) total / 2^53, or row 0 if none does. Potentials
-    that no double holds count nothing.
+    rounded once; draws count in integers, floor(potential * 2^(61 - e)), where 2^e exceeds the potentials' sum so far
+    (e is 1024 + ceil(log2 N) where that is beyond doubles), so that the choice depends on no order of summation: the
+    number u draws the first row whose cumulative count exceeds floor(u 2^53) total / 2^53, or row 0 if none does.
+    Potentials that no double holds count nothing.
 
     Parameters
     ----------

@@ -23,13 +23,16 @@ def numerators_of(uniform: torch.Tensor, device: torch.device) -> torch.Tensor:
     return numerators.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numerators
 
 
-def draw_scale(largest: torch.Tensor, n_rows: int) -> torch.Tensor:
-    """The power of two by which `n_rows` potentials up to `largest` become integers to draw by: their sum is < 2^62."""
-    bits = 62 - math.ceil(math.log2(max(2, n_rows)))
-    # 2^(bits - e) by its bits: exact on every device.
-    highest = torch.finfo(torch.float64).max
-    exponent = (bits - torch.frexp(largest.clamp(max=highest)).exponent.long()).clamp(-1022, 1023)
-    return ((exponent + 1023) << 52).view(torch.float64)
+def draw_scale(total: torch.Tensor, n_rows: int) -> torch.Tensor:
+    """The power of two by which `n_rows` potentials of that sum, rounded once, become integers to draw by.
+
+    Those sum to at most 2^61. Taken of the sum and anew for every draw: beside a single row far out the largest
+    potential, or the sum before that row was chosen, would leave the others no digits.
+    """
+    most = 1024 + math.ceil(math.log2(max(2, n_rows)))  # where the sum is beyond doubles
+    exponent = torch.where(total.isfinite(), torch.frexp(total.nan_to_num()).exponent.long(), most)
+    # 2^(61 - e) by its bits: exact on every device. A double, however small the sum.
+    return ((61 - exponent).clamp(max=1023) + 1023 << 52).view(torch.float64)
 
 
 def draw_units(potential: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -53,15 +56,16 @@ def greedy(
     numerators = numerators_of(uniform, device)
     chosen = [torch.full((1,), first, device=device)]
     potential = potentials(chosen[0])[0]
-    scale = draw_scale(potential.max(), n_rows)
+    total = exact_sum(potential[None])
     for numerator in numerators.unbind():
-        cumulative = draw_units(potential, scale).cumsum(0)
+        cumulative = draw_units(potential, draw_scale(total, n_rows)).cumsum(0)
         thresholds = share(numerator, cumulative[-1])
         rows = torch.searchsorted(cumulative, thresholds, right=True)
         rows = torch.where(rows < n_rows, rows, 0)  # of which there is none where nothing is left to draw
         closer = torch.minimum(potential, potentials(rows))
-        best = exact_sum(closer).argmin(0, keepdim=True)
-        potential = closer.index_select(0, best)[0]
+        totals = exact_sum(closer)
+        best = totals.argmin(0, keepdim=True)
+        potential, total = closer.index_select(0, best)[0], totals.index_select(0, best)
         chosen.append(rows.index_select(0, best))
     return torch.cat(chosen)
 

@@ -66,7 +66,7 @@ def _on_cuda(x: torch.Tensor, sample_weight: torch.Tensor | None, first: int, un
     (n, d), (steps, trials), device = x.shape, uniform.shape, x.device
     integers = functools.partial(torch.zeros, dtype=torch.int64, device=device)
     potential = torch.ops.dcfast.point_distances(x, x[first : first + 1], integers(n), weight)
-    scale = greedy.draw_scale(potential.max(), n)
+    scale = torch.empty(1, dtype=torch.float64, device=device)
     numerators = greedy.numerators_of(uniform, device).contiguous()
     nearer = torch.zeros(-(-trials // _MARKS), n, dtype=torch.int16, device=device)
     totals, words = integers(-(-n // _DRAWN_TOGETHER)), integers(trials, _SUM_WORDS)
