@@ -402,7 +402,7 @@ def _commands(run: Run) -> str:
         longer = f"from {module} import resume\nresume({where!r}{given}, epochs={more}).fit()"
         probe = f"from {module}.probe import probe\nprobe({where!r}{given})"
     else:
-        resume = shlex.join(["dcfast", "train", "--resume", where])
+        resume = shlex.join([*_program(run), "train", "--resume", where])
         longer = f"{resume} --epochs {more}"
         probe = shlex.join(["dcfast", "probe", where])
     parts = [_command("Go on after an interruption; nothing is lost but the unfinished epoch.", resume)]
@@ -415,9 +415,18 @@ def _commands(run: Run) -> str:
             "run.</p>"
         )
     else:
-        again = "Repeat the run: the same bits with the versions and the processor named under Configuration."
+        if len({record["n_ranks"] for record in run.metrics}) == 1:
+            again = "Repeat the run: the same bits with the versions and the processor named under Configuration."
+        else:
+            again = "Repeat the run, but not its bits: its epochs had different numbers of processes."
         parts.append(_command(again, shlex.join(repeat)))
     return "".join(parts)
+
+
+def _program(run: Run) -> list[str]:
+    """Return the words that start as many processes as the last epoch had."""
+    n_ranks = run.metrics[-1]["n_ranks"]
+    return ["dcfast"] if n_ranks == 1 else ["torchrun", "--nproc-per-node", str(n_ranks), "-m", "dcfast"]
 
 
 def _command(what: str, command: str) -> str:
@@ -431,7 +440,7 @@ def train_command(run: Run, output: str) -> list[str] | None:
     """
     if run.config["data"]["kind"] == "dataset" or run.options.arch == CUSTOM:
         return None
-    words = ["dcfast", "train", run.config["data"]["location"], "--output", output]
+    words = [*_program(run), "train", run.config["data"]["location"], "--output", output]
     for name, value in run.options.to_dict().items():
         option = name.replace("_", "-")
         if isinstance(value, bool):

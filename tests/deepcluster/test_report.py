@@ -302,6 +302,18 @@ def commands(page):
     return [unescape(code) for code in re.findall(r"<pre><code>(.*?)</code></pre>", page.section("reproduce"), re.S)]
 
 
+@pytest.mark.parametrize(("n_ranks", "same"), [([2, 2, 2], True), ([1, 1, 2], False)])
+def test_the_commands_start_as_many_processes(make_run, n_ranks, same):
+    path = make_run()
+    directory = load_run(path).dir
+    epochs = zip(directory.read_metrics(), n_ranks, strict=True)
+    directory.write_metrics([{**record, "n_ranks": number} for record, number in epochs])
+    resume, longer, _, again = commands(report(path))
+    for command in (resume, longer, again):
+        assert command.startswith("torchrun --nproc-per-node 2 -m dcfast train ")
+    assert ("but not its bits" in report(path).section("reproduce")) is not same
+
+
 def test_options_left_open_are_said_to_be_none(make_run):
     options = report(make_run()).section("configuration")
     assert "<tr><th>limit</th><td>all</td></tr>" in options
