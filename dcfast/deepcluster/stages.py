@@ -38,7 +38,8 @@ NOISE = -1  # scikit-learn's label of points that belong to no cluster
 # directions that nothing ties together: with a quarter of N, three quarters of what tells points apart are left.
 _IMAGES_PER_COMPONENT = 4
 
-_SHOW_EVERY = 10  # steps between looks at the loss, each of which waits for the device
+# Steps between looks at the loss, and at what other ranks were asked: each waits for the device, the CPU for nothing.
+_SHOW_EVERY = {"cpu": 1, "cuda": 10}
 # Rows of features that PCA is given at once: whole blocks of its own (see `dcfast.cluster.whiten`), so that its bits do
 # not depend on where the features are.
 _PCA_ROWS = 16 * BLOCK_ROWS
@@ -337,7 +338,7 @@ def train_epoch(
     batch_size = _required(config.batch_size)
     if batch_size > 1 and len(order) > 1 and len(order) % batch_size == 1:
         order = order[:-1]
-    network = _shared(nn.Sequential(model, top_layer), config, ranks)
+    network = _shared(nn.Sequential(model, top_layer), config, ranks, device)
     crops = RandomCrops(
         data,
         order,
@@ -357,8 +358,7 @@ def train_epoch(
     left = torch.utils.data.Subset(crops, range(first, len(crops)))
     batches = Batches(left, _required(config.workers), device)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    if ranks.rank == 0:
-        total += total_before
+    total += total_before if ranks.rank == 0 else 0.0
     done, note, everywhere = min(first * batch_size, len(order)), "", total_before
     start = time.perf_counter()
     model.train()
@@ -392,9 +392,11 @@ def train_epoch(
             scaler.update()
             done += len(batch)
             # Several ranks look at the same steps: none may wait for another that has ended.
-            looks = step % _SHOW_EVERY == 0 or done == len(order)
+            looks = step % _SHOW_EVERY[device.type] == 0 or done == len(order)
             if looks or (asked.signal and ranks.size == 1):
                 everywhere, number = ranks.sum(total).item(), _asked(asked, ranks)
+                # Now the first rank has all of it, as where an interrupted epoch goes on: the sum has the same bits.
+                total.fill_(everywhere if ranks.rank == 0 else 0.0)
                 mean = everywhere / done
                 # NaN and infinity never leave a sum, so a look now and then misses none.
                 if not np.isfinite(mean):
@@ -421,12 +423,16 @@ def _asked(request: Request, ranks: Ranks) -> int:
     return int(ranks.maximum(torch.tensor(request.signal)))
 
 
-def _shared(network: nn.Sequential, config: TrainConfig, ranks: Ranks) -> nn.Module:
+def _shared(network: nn.Sequential, config: TrainConfig, ranks: Ranks, device: torch.device) -> nn.Module:
     """Return the network, or what adds its gradients up over the ranks."""
     if ranks.size == 1:
         return network
-    # A network of the user's own may have parameters that its features do not depend on.
-    unused = config.arch == CUSTOM
+    # A network of the user's own may have parameters that its features do not depend on. And where DDP looks for such
+    # it keeps its first arrangement of the gradients, in which more than two ranks add them up in another order than in
+    # the next one: the first step after an interruption has the bits of any other.
+    unused = config.arch == CUSTOM or device.type == "cpu"
+    if unused:
+        network.register_parameter("unused", nn.Parameter(torch.zeros(1, device=device)))  # DDP warns if all are used
     return DistributedDataParallel(
         network, process_group=ranks.group, gradient_as_bucket_view=True, find_unused_parameters=unused
     )

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
@@ -29,14 +28,14 @@ from dcfast.deepcluster.data import ImageData, check_images, describe_source
 from dcfast.deepcluster.interrupt import Interrupted, put_off
 from dcfast.deepcluster.keyed import Stream, torch_draws
 from dcfast.deepcluster.metrics import ami, cluster_sizes, moved_points, nmi, settled
-from dcfast.deepcluster.models import Backbone, build_top_layer, load_state
+from dcfast.deepcluster.models import build_top_layer, load_state
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.run import SAME_NETWORK, initial_model, starting_model
 from dcfast.deepcluster.rundir import RunDir
 from dcfast.deepcluster.sampler import plain_order, uniform_order
 from dcfast.deepcluster.sources import DatasetSource, Source, open_source
 from dcfast.deepcluster.stages import check_ranks, cluster_features, extract_features, train_epoch
-from dcfast.deepcluster.torchrun import all_ranks
+from dcfast.deepcluster.torchrun import all_ranks, left_alone
 from dcfast.deepcluster.weights import load_weights
 
 __all__ = ["Trainer", "resume", "start"]
@@ -92,7 +91,10 @@ class Trainer:
         self._backbone = backbone
         ranks.from_first(lambda: check_ranks(len(data), config, ranks))
         self.device = torch.device(config.device)
-        model: Backbone = ranks.from_first(lambda: starting_model(config, directory, backbone))
+        # The weights alone come from the first rank: not every network can be pickled.
+        weights = ranks.from_first(lambda: starting_model(config, directory, backbone).state_dict())
+        model = initial_model(config, backbone)
+        load_state(model, weights, directory.initial, SAME_NETWORK)
         self.model = model.to(self.device)
         if config.arch != CUSTOM:  # another one keeps the layout that it was written for
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -134,7 +136,7 @@ class Trainer:
         The messages name the checkpoint that still is good.
         """
         epochs = self.config.epochs or 0
-        with reproducible(self.config.threads or 1, self.device), self._alone(), self._board() as board:
+        with reproducible(self.config.threads or 1, self.device), self._alone() as board:
             self.display.header()
             for record in self.history:
                 self.display.epoch(record, epochs)
@@ -142,8 +144,9 @@ class Trainer:
                 with self._last_good(epoch):
                     record = self._epoch(epoch)
                     with put_off(patient=self.ranks.size > 1) as asked:
-                        if board is not None:
-                            self._log(board, record)
+                        with self.ranks.together():
+                            if board is not None:
+                                self._log(board, record)
                         self._save(record)
                 self.display.epoch(record, epochs)
                 if asked.signal:
@@ -188,20 +191,21 @@ class Trainer:
             self.display.say(f"{what:>12}  {path}")
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other processes than the ranks of this run from training into its directory inside the block."""
+    def _alone(self) -> Iterator[SummaryWriter | None]:
+        """Keep other processes than the ranks of this run from training into its directory inside the block.
+
+        Yields
+        ------
+        SummaryWriter, or None
+            What writes the curves, on the first rank.
+        """
+        board = None
         with ExitStack() as stack:
             with self.ranks.together():
                 if self.ranks.rank == 0:
                     stack.enter_context(self.dir.held())
-            yield
-
-    @contextmanager
-    def _board(self) -> Iterator[SummaryWriter | None]:
-        if self.ranks.rank > 0:
-            yield None
-            return
-        with SummaryWriter(str(self.dir.tensorboard), purge_step=self.finished + 1) as board:
+                    board = SummaryWriter(str(self.dir.tensorboard), purge_step=self.finished + 1)
+                    stack.enter_context(board)
             yield board
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
@@ -232,7 +236,8 @@ class Trainer:
             )
         except Interrupted as stop:
             seconds["training"] += time.perf_counter() - began
-            self._write(self.history, {**begun, "step": stop.step, "total": stop.total})
+            with put_off(patient=self.ranks.size > 1):  # a scheduler's signal comes from torchrun once more
+                self._write(self.history, {**begun, "step": stop.step, "total": stop.total})
             raise
         seconds["training"] += time.perf_counter() - began
         return {
@@ -321,7 +326,7 @@ class Trainer:
         history = [*self.history, record]
         self._write(history, None)
         self.history = history
-        self._publish()
+        self.ranks.from_first(self._publish)
 
     def _write(self, history: list[dict[str, Any]], begun: dict[str, Any] | None) -> None:
         """Write the checkpoint after the epochs of ``history``, and after the steps of the next one if it has begun."""
@@ -336,13 +341,9 @@ class Trainer:
             "history": history,
             "begun": begun,
         }
-        with self.ranks.together():
-            if self.ranks.rank == 0:
-                self.dir.write_checkpoint(state)
+        self.ranks.from_first(lambda: self.dir.write_checkpoint(state))
 
     def _publish(self) -> None:
-        if self.ranks.rank > 0:
-            return
         assert self.assignments is not None
         self.dir.write_metrics(self.history)
         self.dir.write_assignments(self.data.names, self.assignments, self.data.labels, self.finished)
@@ -358,7 +359,7 @@ class Trainer:
         self.history = checkpoint["history"]
         self._begun = checkpoint.get("begun")
         if self._begun is None:  # else the assignments are those of an epoch that is not done
-            self._publish()
+            self.ranks.from_first(self._publish)
 
     def _log(self, board: SummaryWriter, record: dict[str, Any]) -> None:
         for name, value in record.items():
@@ -391,7 +392,7 @@ class Trainer:
             )
             raise OSError(self._told(epoch, "the disk is full", remedy)) from error
         except (MemoryError, RuntimeError) as error:
-            if self.ranks.size > 1 and _left_alone(error):
+            if self.ranks.size > 1 and left_alone(error):
                 remedy = f"Go on with --resume {self.dir.quoted}, on as many processes as you like"
                 raise ConnectionError(self._told(epoch, "another process of the run has ended", remedy)) from error
             if not _out_of_memory(error):
@@ -600,11 +601,6 @@ def _starting_weights(config: TrainConfig, backbone: torch.nn.Module | None) -> 
 def _out_of_memory(error: Exception) -> bool:
     # On the CPU torch raises a plain RuntimeError.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _left_alone(error: Exception) -> bool:
-    # Gloo raises a plain RuntimeError too.
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def _look(data: Data, config: TrainConfig, display: Display, ranks: Ranks) -> ImageData:

@@ -7,17 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support import team
+from support import team, trio
+from support.training import assert_same_bits
 
 from dcfast.deepcluster import load_run
 from dcfast.deepcluster.crops import own_part
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+STANDALONE = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+TORCHRUN = [*STANDALONE, "--nproc-per-node=2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -58,6 +61,15 @@ def test_either_goes_on_with_what_the_other_began(found, folder):
     assert [[one["n_ranks"] for one in load_run(folder / name).metrics] for name in ("1", "2")] == [[1, 2], [2, 1]]
 
 
+def test_three_processes_that_are_interrupted_end_with_the_same_bits(tmp_path):
+    """The sum of three gradients depends on their order, of two it does not."""
+    command = [*STANDALONE, "--nproc-per-node=3", trio.__file__, tmp_path]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "find_unused_parameters" not in ended.stderr
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+
+
 @pytest.mark.parametrize("name", team.RUNS)
 def test_two_processes_have_the_gradients_of_one(found, folder, name):
     labels, weights = team.fit(team.RUNS[name], folder / "alone")
@@ -68,6 +80,12 @@ def test_two_processes_have_the_gradients_of_one(found, folder, name):
             assert torch.equal(other_weights[key], found[0][name][1][key])
             torch.testing.assert_close(other_weights[key], value, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(weights["layers.0.weight"], team.Network().state_dict()["layers.0.weight"], rtol=1e-2)
+
+
+def test_a_network_need_not_be_pickled(found):
+    for labels, weights in (rank["unpickled"] for rank in found):
+        assert torch.equal(labels, found[0]["loss"][0])
+        assert all(torch.equal(value, found[0]["loss"][1][key]) for key, value in weights.items())
 
 
 def test_no_process_normalises_an_image_by_itself(found):
@@ -85,6 +103,18 @@ def test_errors_are_said_once(found, arguments):
     assert team.ERRORS[arguments] in said
     assert other == ""
     assert status > 0 < other_status
+
+
+def test_what_cannot_be_written_is_said_once(found):
+    (said, status), (other, other_status) = (rank["unwritten"] for rank in found)
+    assert said.count("error: ") == 1
+    assert "metrics.jsonl.partial" in said
+    assert other == ""
+    assert status > 0 < other_status
+
+
+def test_processes_wait_while_the_first_looks_at_millions_of_images(found):
+    assert found[0]["patience"] >= timedelta(hours=12)
 
 
 @pytest.mark.parametrize("n_images", [0, 1, 2, 7, 64])

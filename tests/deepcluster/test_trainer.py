@@ -162,9 +162,15 @@ def test_an_interrupted_epoch_goes_on_at_its_next_step(tmp_path, reference, monk
             os.kill(os.getpid(), number)
         return learn(optimizer, *args, **options)
 
+    def write(directory, state, written=RunDir.write_checkpoint):
+        if state["begun"]:
+            os.kill(os.getpid(), signal.SIGINT)  # one more does not cut the saving short
+        written(directory, state)
+
     before = signal.getsignal(number)
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.SGD, "step", ask)
+        patched.setattr(RunDir, "write_checkpoint", write)
         with pytest.raises(Interrupted) as stop:
             train(tmp_path / "run")
     assert signal.getsignal(number) is before

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from sklearn.datasets import load_digits
 
 from dcfast import DeepCluster
@@ -70,6 +71,11 @@ class NormalizedNetwork(Network):
         return self.norm(self.layers(images))
 
 
+def unpickled():
+    """The network, of a class that cannot be pickled."""
+    return type("Local", (Network,), {})()
+
+
 def fit(options, output, network=Network, n_images=N_IMAGES):
     """What a run ends with: labels and weights."""
     model = DeepCluster(
@@ -89,16 +95,30 @@ def train(*arguments):
     return said.getvalue(), status
 
 
+def unwritten(run):
+    """What a command line says where the metrics cannot be written."""
+    obstacle = run / "metrics.jsonl.partial"
+    obstacle.mkdir(exist_ok=True)
+    said = train("--resume", run)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        obstacle.rmdir()
+    return said
+
+
 def main(folder):
     # A process cannot join twice: torch's second group would read what the first has left in the store.
     with joined("cpu"):
         found = {"started": train("digits", "--output", folder / "2", "--epochs", 1, *SMALL)}
         found["resumed"] = train("--resume", folder / "1", "--epochs", 2)
+        found["patience"] = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+        found["unwritten"] = unwritten(folder / "2")
         for arguments in ERRORS:
             found[arguments] = train(*arguments, "--output", folder / "error", "--overwrite")
         for name, options in RUNS.items():
             found[name] = fit(options, folder / "run")
         found["normalised"] = fit({"epochs": 1}, folder / "run", NormalizedNetwork, N_IMAGES + 1)
+        found["unpickled"] = fit(RUNS["loss"], folder / "run", unpickled)
     Path(folder, f"{os.environ['RANK']}.pickle").write_bytes(pickle.dumps(found))
     # Threads of torch may outlive the group and, once in a hundred runs, abort a process whose interpreter is ending.
     os._exit(0)
