@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["is_full", "partial", "replace", "replacing"]
+__all__ = ["is_full", "locked", "partial", "replace", "replacing"]
+
+
+@contextlib.contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock on a file made for it inside the block, or until this process has ended.
+
+    Raises
+    ------
+    FileExistsError
+        With that refusal, if another process holds it.
+    """
+    with path.open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise FileExistsError(refusal) from None
+        except OSError:
+            pass  # not every file system has locks
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from dcfast._files import is_full, replacing
+from dcfast._files import is_full, locked, replacing
 from dcfast.deepcluster.sources import Source, Stamp
 from dcfast.nn import IMAGENET_STD
 
@@ -236,6 +236,8 @@ def write_cache(
 
     Raises
     ------
+    FileExistsError
+        If another process is making it.
     OSError
         If the disk is full; the message estimates the bytes that the cache needs.
     """
@@ -244,8 +246,9 @@ def write_cache(
     records = np.zeros(len(candidates), dtype=_RECORD)
     errors: dict[int, str] = {}
     start = len(_MAGIC)
+    busy = f"another process is making the cache {path}: wait for it, or give --cache the name of another file"
     try:
-        with replacing(path) as file:
+        with locked(path.with_name(f"{path.name}.lock"), busy), replacing(path) as file:
             file.write(_MAGIC)
             for row, (stamp, one) in enumerate(zip(stamps, looked, strict=True)):
                 record = records[row]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from dcfast._files import partial, replace
+from dcfast._files import locked, partial, replace
 
 __all__ = ["FORMATS", "RunDir", "decoded", "mapped_array", "saved"]
 
@@ -114,20 +113,9 @@ class RunDir:
         FileExistsError
             If another one does.
         """
-        path = self.path / "run.lock"
-        with path.open("ab") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise FileExistsError(
-                    f"another process is training into {self.path}: end it, wait for it, or choose another --output"
-                ) from None
-            except OSError:
-                pass  # not every file system has locks
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+        refusal = f"another process is training into {self.path}: end it, wait for it, or choose another --output"
+        with locked(self.path / "run.lock", refusal):
+            yield
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Replace ``config.json``."""

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -55,6 +57,21 @@ def check(folder, layout, **options):
 
 def never(*_):
     raise AssertionError("an image was decoded")
+
+
+def test_one_process_makes_a_cache(folder, grey):
+    code = (
+        "import sys; from pathlib import Path; from dcfast._files import locked\n"
+        "with locked(Path(sys.argv[1]), ''): print(flush=True); input()"
+    )
+    holding = [sys.executable, "-c", code, f"{grey.path}.lock"]
+    with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(FileExistsError, match="another process is making the cache"):
+            check(folder, grey)
+        other.communicate(b"\n")
+    assert len(check(folder, grey)) == 24
+    assert sorted(os.listdir(folder.parent)) == ["cache", "images"]
 
 
 @pytest.mark.parametrize("sobel", [True, False])
