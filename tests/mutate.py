@@ -650,7 +650,7 @@ FAULTS = [
         "tests/test_bisect.py -k definition",
     ),
     Fault(
-        "a row drawn twice",
+        "a number drawn twice",
         "dcfast/cluster/init.py",
         "share[drawn] = 0.0",
         "share[drawn[:0]] = 0.0",
