@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.small_runs import changed, equal, weights
 
 from dcfast import ops
 from dcfast.ops import _native
@@ -14,30 +15,13 @@ def make(n, d, kind="normal", dtype=torch.float32):
     """Rows, the numbers of some of them in no order, and a start."""
     generator = torch.Generator().manual_seed(n * d)
     x = torch.randn(n, d, generator=generator)
-    if kind == "lattice":
-        x = (x * 0.7).round()
-    elif kind == "mixed":
-        x *= 10.0 ** torch.randint(-12, 12, (n, 1), generator=generator)
-    elif kind == "far":
-        x = x * 1e-3 + 1e4
-    elif kind == "equal":
-        x[:] = x[0].clone()
-    elif kind == "nonfinite":
+    x = changed(x, kind, generator)
+    if kind == "nonfinite":
         x[:: max(1, n // 7), -1] = torch.inf
     rows = torch.randperm(n, generator=generator)[: (2 * n + 2) // 3]
     finite = x.isfinite().all(1)
     start = x[finite][[0, -1]] if bool(finite.any()) else torch.zeros(2, d)
     return x.to(dtype), rows, start.to(dtype)
-
-
-def weights(n):
-    weight = torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
-    weight[::5] = 0
-    return weight
-
-
-def equal(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("weighted", [False, True])

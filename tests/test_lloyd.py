@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from support.recorded import Crossings, Exhausted, Recorded
+from support.small_runs import changed, equal, weights
 
 from dcfast import ops
 from dcfast.cluster import lloyd as cluster_lloyd
@@ -23,29 +24,12 @@ def make(sizes, k, d, kind="normal", dtype=torch.float32):
     generator = torch.Generator().manual_seed(sum(sizes) * d + k)
     offsets = torch.tensor([0, *sizes]).cumsum(0)
     x = torch.randn(int(offsets[-1]), d, generator=generator)
-    if kind == "lattice":
-        x = (x * 0.7).round()
-    elif kind == "mixed":
-        x *= 10.0 ** torch.randint(-12, 12, (len(x), 1), generator=generator)
-    elif kind == "far":
-        x = x * 1e-3 + 1e4
-    elif kind == "equal":
-        x[:] = x[0].clone()
+    x = changed(x, kind, generator)
     starts = torch.stack([x[a + torch.arange(k) * n // k] for a, n in zip(offsets.tolist(), sizes, strict=False)])
     if kind != "normal" and k > 4:
         starts[:, 3] = starts[:, 1]
         starts[:, 4] = 1e6
     return x.to(dtype), offsets, starts.to(dtype)
-
-
-def weights(n):
-    weight = torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
-    weight[::5] = 0
-    return weight
-
-
-def equal(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("weighted", [False, True])
