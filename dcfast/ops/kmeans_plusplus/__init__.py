@@ -109,7 +109,7 @@ def kmeans_plusplus(
     Notes
     -----
     O(N d k n_trials) operations on int16 (on a GPU in float32) and O(N d n_trials log k) in double; 36 bytes per row,
-    and 2 bytes per element of `x` where those are at most 40 MiB. On a GPU 18 bytes per row, x is read once per
+    and 2 bytes per element of `x` where those are at most 60 MiB. On a GPU 18 bytes per row, x is read once per
     centroid for every 16 trials, and nothing waits for the device.
     """
     return _op(x, sample_weight, first, uniform)

@@ -10,8 +10,9 @@ from dcfast.ops import _native
 from dcfast.ops._dtypes import wide_dtype
 from dcfast.ops.kmeans_plusplus import greedy
 
-# The rows as int16 are kept up to this size: read from memory once per centroid instead of the rows themselves.
-_CACHE_BYTES = 40 * 2**20
+# The rows as int16 are kept up to this size, with which a fit stays within its 64 MiB and 64 bytes per row: read from
+# memory once per centroid, instead of the rows themselves, which would be rounded every time.
+_CACHE_BYTES = 60 * 2**20
 # On a GPU: candidates that a row has a word of marks for, rows of a total of the draws, words of an exact sum.
 _MARKS = 16
 _DRAWN_TOGETHER = 1024
