@@ -433,7 +433,7 @@ FAULTS = [
     ),
     Fault(
         "neighbours not proved",
-        "dcfast/faiss/neighbours.py",
+        "dcfast/cluster/neighbours.py",
         "4 * (d + 8)",
         "0 * (d + 8)",
         "tests/test_faiss.py -k 'neighbours'",

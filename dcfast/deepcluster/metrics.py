@@ -7,10 +7,12 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
-from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 
-__all__ = ["ami", "cluster_sizes", "moved_points", "nmi", "settled"]
+__all__ = ["ami", "ari", "cluster_sizes", "matched_accuracy", "moved_points", "nmi", "settled"]
 
 # Terms of what chance gives, of which a processor adds up some 50 million a second.
 _MOST_TERMS = 2**26
@@ -73,6 +75,47 @@ def ami(first: np.ndarray, second: np.ndarray) -> float | None:
     if not len(first) or len(first) * min(len(np.unique(first)), len(np.unique(second))) > _MOST_TERMS:
         return None
     return float(adjusted_mutual_info_score(first, second, average_method="geometric"))
+
+
+def ari(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Return the share of pairs of points on which two labellings agree, less what chance gives, over the most.
+
+    Parameters
+    ----------
+    first, second : ndarray of int, shape (N,)
+        The labellings; points with a negative label in either are left out.
+
+    Returns
+    -------
+    float in [-0.5, 1], or None
+        0 is what random labels come to, 1 the same partition (Hubert and Arabie 1985). None if no point is left.
+    """
+    first, second = _known(first, second)
+    return float(adjusted_rand_score(first, second)) if len(first) else None
+
+
+def matched_accuracy(classes: np.ndarray, clusters: np.ndarray) -> float | None:
+    """Return the share of points in the right cluster under the best matching of clusters to classes.
+
+    Each cluster stands for at most one class and each class for at most one cluster, matched by the Hungarian method:
+    the accuracy that papers on deep clustering report where there are as many clusters as classes.
+
+    Parameters
+    ----------
+    classes, clusters : ndarray of int, shape (N,)
+        Points with a negative class are left out; those with a negative cluster, noise, count as wrong.
+
+    Returns
+    -------
+    float in [0, 1], or None
+        None if no point has a class. Time O(c k min(c, k)) for c classes and k clusters.
+    """
+    clusters = clusters[classes >= 0]
+    if not len(clusters):
+        return None
+    known, found = _known(classes[classes >= 0], clusters)
+    counts = contingency_matrix(known, found)
+    return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(clusters))
 
 
 def moved_points(previous: np.ndarray, current: np.ndarray) -> int:

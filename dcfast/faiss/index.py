@@ -9,7 +9,7 @@ import torch
 
 from dcfast import ops
 from dcfast.cluster import arrays
-from dcfast.faiss.neighbours import neighbours
+from dcfast.cluster.neighbours import neighbours
 from dcfast.faiss.vectors import as_rows
 
 METRIC_INNER_PRODUCT = 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from dcfast.cluster import arrays
+from dcfast.cluster.neighbours import BLOCK_BYTES, squared_distances
 from dcfast.faiss.index import METRIC_INNER_PRODUCT, IndexFlatL2
-from dcfast.faiss.neighbours import BLOCK_BYTES, squared_distances
 
 # Of the squared norm that vectors are lengthened to: its root, 2^127, is a float32.
 _MOST_EXPONENT = 254

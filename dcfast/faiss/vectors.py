@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dcfast.cluster import arrays
-from dcfast.faiss.neighbours import BLOCK_BYTES, squared_distances
+from dcfast.cluster.neighbours import BLOCK_BYTES, squared_distances
 
 
 def as_float32(array: Any) -> torch.Tensor:

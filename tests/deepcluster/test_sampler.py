@@ -1,5 +1,7 @@
 """The sampler and the keyed draws: uniform over clusters, and functions of their key alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from dcfast.deepcluster import metrics
 from dcfast.deepcluster.keyed import Stream, generator, seed_for, torch_draws, uniform_rows
-from dcfast.deepcluster.metrics import ami, moved_points, nmi
+from dcfast.deepcluster.metrics import ami, ari, matched_accuracy, moved_points, nmi
 from dcfast.deepcluster.sampler import plain_order, uniform_order
 
 
@@ -129,3 +131,23 @@ def test_nmi_leaves_out_what_has_no_label():
     labels = np.array([0, 0, 1, 1, -1])
     assert nmi(labels, np.array([5, 5, 2, 2, 2])) == pytest.approx(1.0)
     assert nmi(np.full(3, -1), np.arange(3)) is None
+
+
+def test_matched_accuracy_is_that_of_the_best_permutation():
+    rng = np.random.default_rng(0)
+    for n_classes, n_clusters in ((3, 3), (4, 2), (2, 5)):
+        classes, clusters = rng.integers(0, n_classes, 60), rng.integers(0, n_clusters, 60)
+        size = max(n_classes, n_clusters)
+        best = max(np.mean(np.array(p)[clusters] == classes) for p in itertools.permutations(range(size)))
+        assert matched_accuracy(classes, clusters) == pytest.approx(best)
+    classes = np.array([0, 0, 1, 1, -1])
+    assert matched_accuracy(classes, np.array([9, 9, 4, -1, 4])) == pytest.approx(0.75)  # noise is wrong
+    assert matched_accuracy(classes, np.full(5, -1)) == 0
+    assert matched_accuracy(np.full(3, -1), np.arange(3)) is None
+
+
+def test_ari_knows_chance_and_identity():
+    labels = np.arange(1000) % 10
+    assert ari(labels, (labels + 3) % 10) == pytest.approx(1.0)
+    assert ari(labels, np.random.default_rng(0).permutation(labels)) == pytest.approx(0.0, abs=0.01)
+    assert ari(labels, np.full(1000, -1)) is None
