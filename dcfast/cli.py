@@ -124,9 +124,10 @@ def train(
         metrics = where / "metrics.jsonl"
         n_epochs = len(metrics.read_text().splitlines()) if metrics.exists() else 0
         steps = getattr(stop, "step", 0)
-        parts = [f"epochs 1 to {n_epochs}"] if n_epochs else []
-        parts += [f"the first {steps} steps of epoch {n_epochs + 1}"] if steps else []
-        saved = f"{' and '.join(parts)} are saved" if parts else "no epoch had ended"
+        parts = ["epoch 1" if n_epochs == 1 else f"epochs 1 to {n_epochs}"] if n_epochs else []
+        parts += [f"{'one step' if steps == 1 else f'{steps} steps'} of epoch {n_epochs + 1}"] if steps else []
+        verb = "is" if n_epochs + steps == 1 else "are"
+        saved = f"{' and '.join(parts)} {verb} saved" if parts else "no epoch had ended"
         n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
         program = "dcfast" if n_ranks == 1 else f"torchrun --nproc-per-node {n_ranks} -m dcfast"
         return f"interrupted; {saved}; go on with: {program} train --resume {shlex.quote(str(where))}"

@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dcfast import KMeans, ops
+from dcfast.cluster.arrays import sample_weights
 from dcfast.cluster.init import draw_numbers
 
 
@@ -175,6 +176,13 @@ def test_a_forked_child_does_not_hang():
 def test_errors_name_the_argument(arguments, X, error, match):
     with pytest.raises(error, match=match):
         KMeans(**arguments).fit(X)
+
+
+def test_one_number_weighs_all_rows():
+    assert torch.equal(sample_weights(2.5, 3, torch.device("cpu")), torch.full((3,), 2.5, dtype=torch.float64))
+    assert sample_weights(2, 0, torch.device("cpu")).shape == (0,)  # a rank without rows
+    with pytest.raises(ValueError, match="Negative values"):
+        sample_weights(-1.0, 3, torch.device("cpu"))
 
 
 def test_weights_are_checked():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import sys
 import warnings
 from collections.abc import Callable
@@ -175,6 +176,8 @@ def sample_weights(sample_weight: Any, n_samples: int, device: torch.device) -> 
     """
     if sample_weight is None:
         return None
+    if isinstance(sample_weight, numbers.Real):
+        sample_weight = np.full(n_samples, sample_weight, dtype=np.float64)
     # scikit-learn's check wants at least one row.
     if isinstance(sample_weight, torch.Tensor) or is_foreign(sample_weight) or n_samples == 0:
         weight = as_tensor(sample_weight).to(device, torch.float64)

@@ -110,12 +110,12 @@ def test_interrupting_tells_how_to_go_on(dcfast, tmp_path, monkeypatch):
         patched.setattr(Display, "epoch", interrupt)
         done = dcfast("train", "digits", "--output", run, "--epochs", 2, *OPTIONS)
     assert done.exit_code == 130
-    assert f"interrupted; epochs 1 to 1 are saved; go on with: dcfast train --resume '{run}'" in done.stderr
+    assert f"interrupted; epoch 1 is saved; go on with: dcfast train --resume '{run}'" in done.stderr
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "train_epoch", lambda *_: (_ for _ in ()).throw(Interrupted(1, 0.0, 2)))
         done = dcfast("train", "--resume", run)
     assert done.exit_code == 130
-    assert "interrupted; epochs 1 to 1 and the first 1 steps of epoch 2 are saved; go on" in done.stderr
+    assert "interrupted; epoch 1 and one step of epoch 2 are saved; go on" in done.stderr
     with monkeypatch.context() as patched:
         patched.setattr(Display, "stage", interrupt)
         others = [dcfast("train", "digits", "--output", tmp_path / "other", *OPTIONS)]
