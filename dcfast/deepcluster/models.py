@@ -21,6 +21,7 @@ __all__ = [
     "Backbone",
     "ConvNet",
     "CustomBackbone",
+    "FeatureExtractor",
     "MicroAlexNet",
     "NormalizedConv2d",
     "ResNet",
@@ -62,8 +63,8 @@ def _normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (pixels - mean) / std
 
 
-class Backbone(nn.Module, ABC):
-    """What a run trains under its top layer.
+class FeatureExtractor(nn.Module, ABC):
+    """A network that turns images into features.
 
     Attributes
     ----------
@@ -76,6 +77,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:
         """Return what is clustered: (N, 3, H, W) images, uint8 or floats in 0..1 -> (N, feature_dim)."""
+
+
+class Backbone(FeatureExtractor):
+    """What a run trains under its top layer."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the top layer takes: `forward_features` after a ReLU."""

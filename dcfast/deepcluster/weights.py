@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import warnings
@@ -14,15 +15,26 @@ import torch
 from torch import Tensor, nn
 
 from dcfast._files import replace
+from dcfast.deepcluster.config import ARCHITECTURES, TrainConfig
 from dcfast.deepcluster.filters import SOBEL
-from dcfast.deepcluster.models import CustomBackbone, load_state
-from dcfast.deepcluster.run import Run
+from dcfast.deepcluster.models import CustomBackbone, FeatureExtractor, load_state
+from dcfast.deepcluster.run import Run, initial_model, load_run
 from dcfast.deepcluster.rundir import FORMATS, RunDir, decoded, saved
+from dcfast.deepcluster.vit import ViT, is_vit, vit_state
 
-__all__ = ["FORMATS", "export", "load_weights"]
+__all__ = ["FORMATS", "export", "load_network", "load_weights"]
 
 # What sits around the network in published files; torchvision's VGG-16 counts its top layer as part of the classifier.
-_TOP_LAYERS = ("top_layer.", "fc.", "classifier.6.", "sobel.")
+_AROUND = ("top_layer.", "fc.", "classifier.6.", "sobel.")
+# The same of vision transformers: classifiers, the heads of DINO and iBOT, the token and the decoder of masked images.
+_AROUND_VIT = ("head.", "fc_norm.", "dino_head.", "ibot_head.", "mask_token", "decoder_")
+
+# What holds a state_dict in a file: of a run, as published, as DINO saves its training.
+_WRAPPERS = ("model", "state_dict", "teacher", "student")
+
+# Sides of images that the networks are trained on if nothing else is said.
+_SIDES = {"small": (32, 16), "micro": (32, 16)}
+_SIDES_OF_OTHERS = (224,)
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -45,12 +57,84 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         If it is no checkpoint, is damaged, holds what is not finite, or does not fit the network; the message names the
         first keys.
     """
-    state = {_plain(name): value for name, value in _read(Path(path)).items()}
-    state = {name: value for name, value in state.items() if not name.startswith(_TOP_LAYERS)}
-    for name, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{path} is of no use: {name} is not finite. Give weights of a run that did not diverge")
-    load_state(model, state, path, "choose --arch, --image-size and --sobel or --no-sobel as it was trained with")
+    remedy = "choose --arch, --image-size and --sobel or --no-sobel as it was trained with"
+    load_state(model, _network_state(path), path, remedy)
+
+
+def load_network(path: str | os.PathLike[str], image_size: int | None = None) -> tuple[FeatureExtractor, int]:
+    """Return the network that a run or a file holds.
+
+    Parameters
+    ----------
+    path : str or path
+        A run directory, whose configuration tells which network it is; or a file of `load_weights`, or one of a vision
+        transformer with timm's names (DINO, DINOv2, DeiT, MAE), of which the shapes tell.
+    image_size : int, optional
+        Side of the images that it is to take, which fully connected layers fix. By default that of the run; of a file,
+        32 or 16 pixels for the small and the micro network, what its positions were made for but at most 224 for a
+        vision transformer, else 224.
+
+    Returns
+    -------
+    network : FeatureExtractor
+        On the CPU, in eval mode.
+    image_size : int
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file, no run, or none of its epochs has ended.
+    ValueError
+        If it is no checkpoint, is damaged, holds what is not finite, or fits no network for images of that size.
+    """
+    model: FeatureExtractor
+    if Path(path).is_dir():
+        run = load_run(path)
+        model, size = run.model, image_size or run.options.image_size
+        assert size is not None  # stored options are resolved
+    else:
+        model, size = _matching(path, image_size)
+    try:
+        with torch.inference_mode():
+            model.eval().forward_features(torch.zeros(1, 3, size, size))
+    except RuntimeError as error:  # of torch, from a layer that is fully connected
+        raise ValueError(
+            f"image_size={size} does not fit the network of {path}: leave --image-size out, or give what it was "
+            "trained with"
+        ) from error
+    return model, size
+
+
+def _matching(path: str | os.PathLike[str], image_size: int | None) -> tuple[FeatureExtractor, int]:
+    """Return the network whose names and shapes are those of a file, with its weights, and the side of its images."""
+    state = _network_state(path)
+    if is_vit(state):
+        state = vit_state({name: value for name, value in state.items() if not name.startswith(_AROUND_VIT)})
+        try:
+            vit = ViT(state)
+        except ValueError as error:
+            raise ValueError(f"{path} holds no vision transformer that can be read: {error}") from None
+        load_state(vit, state, path, "give a ViT with a class token, a plain perceptron and learned positions")
+        return vit, image_size or vit.image_size
+    first = state.get("features.0.weight", state.get("conv1.weight"))
+    sobel = first is not None and first.ndim == 4 and first.shape[1] == 2
+    for arch in ARCHITECTURES:
+        for size in [image_size] if image_size else _SIDES.get(arch, _SIDES_OF_OTHERS):
+            config = TrainConfig(arch=arch, image_size=size, sobel=sobel)
+            try:
+                with torch.device("meta"):
+                    load_state(initial_model(config), state, path, "look further")
+            except ValueError:  # of this network for this size, or because it does not take images of it
+                continue
+            model = initial_model(config)
+            load_state(model, state, path, "look further")
+            return model, size
+    names = ", ".join(list(state)[:3])
+    usual = "the usual sizes" if image_size is None else f"{image_size} pixels"
+    raise ValueError(
+        f"{path} fits no network, for images of {usual}: it has {names} and {max(0, len(state) - 3)} more. Give "
+        "--image-size as it was trained with, or the directory of its run, which tells all of it"
+    )
 
 
 def export(run: Run, format: str = "state_dict", output: str | os.PathLike[str] | None = None) -> Path:
@@ -110,6 +194,16 @@ def export(run: Run, format: str = "state_dict", output: str | os.PathLike[str] 
     return path
 
 
+def _network_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the state_dict of the network in a file, and nothing that sits around it; errors as for `load_weights`."""
+    state = {_plain(name): value for name, value in _read(Path(path)).items()}
+    state = {name: value for name, value in state.items() if not name.startswith(_AROUND)}
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{path} is of no use: {name} is not finite. Give weights of a run that did not diverge")
+    return state
+
+
 def _read(path: Path) -> Mapping[str, Tensor]:
     found: Any
     if path.is_dir():
@@ -124,7 +218,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             load = _safetensors("a file of --format state_dict").load
         remedy = "give a state_dict of tensors as torch.save or safetensors write it, a published checkpoint, or a run"
         found = decoded(path, load, remedy)
-    for name in ("model", "state_dict"):  # of a run, and as published
+    for name in _WRAPPERS:
         found = found.get(name, found) if isinstance(found, Mapping) else found
     if not isinstance(found, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
@@ -134,12 +228,13 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _load_torch(content: bytes) -> Any:
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the options of a training, beside the weights
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _plain(name: str) -> str:
-    """Take out what torch's DataParallel puts into a name."""
-    return name.removeprefix("module.").replace(".module.", ".")
+    """Take out what torch's DataParallel puts into a name, and what DINO calls the network that it trains."""
+    return name.removeprefix("module.").replace(".module.", ".").removeprefix("backbone.")
 
 
 def _published(run: Run, state: dict[str, Tensor]) -> dict[str, Any]:
