@@ -1,4 +1,4 @@
-"""Clusterers other than the published k-means, found by name."""
+"""Clusterers by name, and what their clusters come to."""
 
 from __future__ import annotations
 
@@ -7,63 +7,82 @@ import inspect
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-__all__ = ["KMEANS", "cluster_by", "find_clusterer"]
+from dcfast import ops
+
+__all__ = ["KMEANS", "cluster_by", "find_clusterer", "inertia", "takes_number"]
 
 KMEANS = "kmeans"
+_SHORT = {KMEANS: "dcfast.KMeans", "head": "dcfast.ClusterHead", "pic": "dcfast.PIC"}
 
 
-def find_clusterer(name: str) -> type:
+def find_clusterer(name: str, option: str = "clusterer") -> type:
     """Return the class of a clusterer.
 
     Parameters
     ----------
     name : str
-        A class of `sklearn.cluster` ('AgglomerativeClustering'), or a dotted name of any class with ``fit`` and
-        ``fit_predict`` ('sklearn.cluster.MiniBatchKMeans', 'dcfast.BisectingKMeans').
+        'kmeans', 'head' or 'pic' of dcfast's own; a class of `sklearn.cluster` ('AgglomerativeClustering'), or a dotted
+        name of any class with ``fit`` and ``fit_predict`` ('sklearn.cluster.MiniBatchKMeans',
+        'dcfast.BisectingKMeans').
+    option : str
+        What errors call it.
 
     Raises
     ------
     ValueError
         If there is no such class, it cannot be made from its defaults, or it does not cluster points.
     """
+    given = f"{option}={name!r}"
+    name = _SHORT.get(name, name)
     module, _, plain = name.rpartition(".")
     try:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ImportError("no dotted name")
         found = getattr(importlib.import_module(module or "sklearn.cluster"), plain, None)
     except ImportError as error:
-        raise ValueError(f"clusterer={name!r}: {error}") from None
-    remedy = f"give {KMEANS!r}, a class of sklearn.cluster such as 'MiniBatchKMeans', or the dotted name of one"
+        raise ValueError(f"{given}: {error}") from None
+    short = ", ".join(map(repr, _SHORT))
+    remedy = f"give {short}, a class of sklearn.cluster such as 'MiniBatchKMeans', or the dotted name of one"
     if not inspect.isclass(found) or not hasattr(found, "fit_predict"):
-        raise ValueError(f"clusterer={name!r} is no class with fit_predict: {remedy}")
+        raise ValueError(f"{given} is no class with fit_predict: {remedy}")
     try:
         made = _make(found, n_clusters=2, seed=0)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"clusterer={name!r} cannot be made from its defaults ({error}): {remedy}") from None
+        raise ValueError(f"{given} cannot be made from its defaults ({error}): {remedy}") from None
     # Of the object, not of the class: some inherit a fit_predict only to refuse it.
     if not all(hasattr(made, method) for method in ("fit", "fit_predict")):
-        raise ValueError(f"clusterer={name!r} does not cluster points by fit and fit_predict: {remedy}")
+        raise ValueError(f"{given} does not cluster points by fit and fit_predict: {remedy}")
     return found
 
 
-def _make(found: type, n_clusters: int, seed: int) -> Any:
+def takes_number(found: type) -> bool:
+    """Tell whether a class of `find_clusterer` is told the number of clusters, or finds it itself."""
+    return "n_clusters" in inspect.signature(found).parameters
+
+
+def _make(found: type, n_clusters: int | None, seed: int) -> Any:
     """Make a clusterer with its own defaults, and these options where it takes them."""
     given = {"n_clusters": n_clusters, "random_state": seed}
     takes = inspect.signature(found).parameters
     return found(**{option: value for option, value in given.items() if option in takes})
 
 
-def cluster_by(name: str, points: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, int | None, int]:
+def cluster_by(
+    name: str, points: np.ndarray, n_clusters: int | None, seed: int, option: str = "clusterer"
+) -> tuple[np.ndarray, int | None, int]:
     """Cluster by the class of that name, with its own defaults.
 
     Parameters
     ----------
-    name : str
+    name, option : str
         As for `find_clusterer`.
-    points : ndarray of shape (N, d), float32
+    points : ndarray of shape (N, d)
     n_clusters, seed : int
-        Given as ``n_clusters`` and ``random_state`` where the class takes them.
+        Given as ``n_clusters`` and ``random_state`` where the class takes them; the former may be None for a class that
+        finds the number itself.
 
     Returns
     -------
@@ -73,16 +92,36 @@ def cluster_by(name: str, points: np.ndarray, n_clusters: int, seed: int) -> tup
         ``n_iter_`` where there is one.
     n_empty : int
         Clusters asked for that hold no point; 0 where the class finds their number itself.
+
+    Raises
+    ------
+    ValueError
+        As `find_clusterer`, and if it finds fewer than two clusters.
     """
-    found = find_clusterer(name)
+    found = find_clusterer(name, option)
     clusterer = _make(found, n_clusters, seed)
     labels = np.asarray(clusterer.fit_predict(points))
     used = len(np.unique(labels[labels >= 0]))
     if used < 2:
         raise ValueError(
-            f"clusterer={name!r} found {used} cluster(s) in {len(points)} images and called {np.sum(labels < 0)} of "
-            "them noise: training needs two clusters, choose another clusterer"
+            f"{option}={name!r} found {used} cluster(s) in {len(points)} images and called {np.sum(labels < 0)} of "
+            f"them noise: two clusters are needed, choose another {option}"
         )
     iterations = getattr(clusterer, "n_iter_", None)
-    asked = "n_clusters" in inspect.signature(found).parameters
-    return labels, None if iterations is None else int(iterations), n_clusters - used if asked else 0
+    n_empty = n_clusters - used if n_clusters is not None and takes_number(found) else 0
+    return labels, None if iterations is None else int(iterations), n_empty
+
+
+def inertia(points: Tensor, labels: np.ndarray) -> float:
+    """Return the sum of the squared distances of points to the means of their clusters.
+
+    Parameters
+    ----------
+    points : Tensor of shape (N, d)
+    labels : ndarray of int, shape (N,)
+        Negative for noise, which counts nowhere.
+    """
+    clusters = torch.from_numpy(labels).to(points.device, torch.int64)
+    n_clusters = int(clusters.max()) + 1
+    means = ops.means(ops.accumulate(points, clusters, n_clusters), points.new_zeros(n_clusters, points.shape[1]))
+    return float(ops.inertia(points, means, clusters))

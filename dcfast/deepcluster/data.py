@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from dcfast.deepcluster.keyed import Stream, generator
 from dcfast.deepcluster.loader import Loader
 from dcfast.deepcluster.sources import NO_LABEL, Source, Unreadable
 
-__all__ = ["ImageData", "check_images", "describe_source"]
+__all__ = ["ImageData", "check_images", "describe_source", "named_images"]
 
 
 @dataclass
@@ -244,3 +244,39 @@ def describe_source(data: ImageData) -> dict[str, Any]:
         "has_labels": bool((data.labels >= 0).any()),
         "fingerprint": data.fingerprint,
     }
+
+
+def named_images(
+    source: Source, files: Sequence[str] | np.ndarray, labels: np.ndarray, image_size: int, described: dict[str, Any]
+) -> ImageData:
+    """Return images of a source that were looked at before.
+
+    Parameters
+    ----------
+    source : Source
+    files : sequence of str
+        Names of the images that could be decoded, in their order.
+    labels : ndarray of int64
+        Of these images.
+    image_size : int
+        Side of `ImageData.eval_image`.
+    described : dict
+        What `describe_source` returned.
+
+    Raises
+    ------
+    FileNotFoundError
+        If an image is gone.
+    """
+    where = {name: index for index, name in enumerate(source.names)}
+    missing = [name for name in files if name not in where]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} images are gone from {source.location}, such as {missing[0]}")
+    return ImageData(
+        source,
+        image_size=image_size,
+        indices=np.array([where[name] for name in files], dtype=np.int64),
+        labels=labels,
+        corrupt=described["corrupt"],
+        fingerprint=described["fingerprint"],
+    )

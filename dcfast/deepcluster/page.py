@@ -1,12 +1,13 @@
-"""The frame of ``report.html``: document, style sheet, header, how numbers are written."""
+"""The frame of a report: document, style sheet, header, figures and tables, how numbers are written."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
-__all__ = ["number", "page"]
+__all__ = ["command", "figure", "number", "page", "table"]
 
 # Browsers enforce this: no script runs and nothing is fetched, whatever a file name may contain.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -116,3 +117,30 @@ def page(title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequ
         f"<nav>{links}</nav></header>\n<main>\n{bodies}\n</main>\n"
         "<footer>Everything on this page is in this one file.</footer>\n</body>\n</html>\n"
     )
+
+
+def figure(title: str, body: str, caption: str) -> str:
+    """Return a figure; ``body`` and ``caption`` are HTML."""
+    return f"<figure><h3>{escape(title)}</h3>{body}<figcaption>{caption}</figcaption></figure>"
+
+
+def table(title: str, values: dict[str, Any]) -> str:
+    """Return a heading and a table of names and values, plain text."""
+    rows = "".join(
+        f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(_plain(name, value))}</td></tr>"
+        for name, value in values.items()
+    )
+    return f"<div><h3>{title}</h3><table><tbody>{rows}</tbody></table></div>"
+
+
+def _plain(name: str, value: Any) -> str:
+    if value is None:
+        return "all" if name == "limit" else "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def command(what: str, words: str) -> str:
+    """Return a command for a shell or for Python under a line that says what it does, plain text."""
+    return f"<p>{escape(what)}</p><pre><code>{escape(words)}</code></pre>"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import os
 import shlex
@@ -11,25 +9,19 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from dcfast.deepcluster.charts import bar_chart, line_chart, size_chart, stacked_chart
+from dcfast.deepcluster.charts import bar_chart, line_chart, stacked_chart
 from dcfast.deepcluster.config import CUSTOM
-from dcfast.deepcluster.data import ImageData
 from dcfast.deepcluster.filters import first_filters, gradient_tiles, image_filters, mosaic
 from dcfast.deepcluster.metrics import cluster_sizes
-from dcfast.deepcluster.page import number, page
+from dcfast.deepcluster.page import command, figure, number, page, table
 from dcfast.deepcluster.progress import bound, shares
 from dcfast.deepcluster.run import Run, load_run
-from dcfast.deepcluster.sources import Unreadable
+from dcfast.deepcluster.samples import cluster_samples, picture, size_figure
 
 __all__ = ["train_command", "write_report"]
 
-CLUSTERS_SHOWN = 24
-IMAGES_PER_CLUSTER = 8
-THUMBNAIL = 64
 CORRUPT_NAMED = 20
 
 STAGES = {"features": "features", "pca": "PCA", "kmeans": "k-means", "training": "training"}
@@ -148,14 +140,14 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
     for name, (title, caption) in CURVES.items():
         values = [record[name] for record in metrics]
         if any(value is not None for value in values):
-            figures.append(_figure(title, line_chart(f"{title} by epoch", values), caption))
+            figures.append(figure(title, line_chart(f"{title} by epoch", values), caption))
     stages = {name: [record["seconds"][stage] for record in metrics] for stage, name in STAGES.items()}
     chart = stacked_chart("Seconds per stage by epoch", stages)
-    figures.append(_figure("Seconds per stage", chart, "What each epoch took, the clustering included."))
+    figures.append(figure("Seconds per stage", chart, "What each epoch took, the clustering included."))
     parts = [shares(record) for record in metrics]
     percent = {name: [100 * part[name] for part in parts] for name in parts[0]}
     chart = stacked_chart("Per cent of the time by what bounds it, by epoch", percent)
-    figures.append(_figure("What bounds an epoch, in per cent", chart, escape(_bounds(metrics[-1]))))
+    figures.append(figure("What bounds an epoch, in per cent", chart, escape(_bounds(metrics[-1]))))
     charts = f'<div class="charts">{"".join(figures)}</div>'
     stopped = metrics[-1]["stopped_clustering"]
     if stopped is None:
@@ -172,31 +164,11 @@ def _bounds(record: dict[str, Any]) -> str:
     return f"In the last epoch: {', '.join(stages)}. {remedy}"
 
 
-def _figure(title: str, body: str, caption: str) -> str:
-    """Return a figure; ``body`` and ``caption`` are HTML."""
-    return f"<figure><h3>{escape(title)}</h3>{body}<figcaption>{caption}</figcaption></figure>"
-
-
 def _sizes(run: Run) -> str:
-    sizes = cluster_sizes(run.assignments["cluster"])
-    n_empty = int(run.metrics[-1]["n_empty"])
-    chart = size_chart(
-        f"Sizes of {len(sizes)} clusters from {sizes.max()} down to {sizes.min()} images, {n_empty} empty",
-        sizes.tolist(),
-        n_empty,
-    )
-    shares = sizes / sizes.sum()
-    effective = math.exp(-float((shares * np.log(shares)).sum()))
-    facts = (
-        f"The last clustering: {number(len(sizes))} clusters hold {number(int(sizes.min()))} to "
-        f"{number(int(sizes.max()))} images, {number(float(np.median(sizes)))} in the middle; {number(n_empty)} of "
-        f"{number(len(sizes) + n_empty)} are empty. The exponential of the entropy of the sizes, the number "
-        f"of equal clusters that would be as even, is {number(round(effective))}."
-    )
-    n_noise = run.metrics[-1]["n_noise"]
-    if n_noise:
-        facts += f" {number(n_noise)} images are in none of them and were left out of training."
-    return f"<figure>{chart}<figcaption>{facts}</figcaption></figure>"
+    last = run.metrics[-1]
+    n_noise = last["n_noise"]
+    remark = f" {number(n_noise)} images are in none of them and were left out of training." if n_noise else ""
+    return size_figure(cluster_sizes(run.assignments["cluster"]), int(last["n_empty"]), remark)
 
 
 def _filters(run: Run) -> str:
@@ -223,9 +195,9 @@ def _filters(run: Run) -> str:
     rows = []
     for view, columns, what in views:
         pair = "".join(
-            _figure(
+            figure(
                 state,
-                _image(
+                picture(
                     mosaic(view(weight), columns),
                     f"The {len(before)} filters of conv1, {state.lower()}. {what}".rstrip(),
                     "pixels",
@@ -243,84 +215,12 @@ def _filters(run: Run) -> str:
     return f'<p class="note">{text}</p>{"".join(rows)}'
 
 
-def _image(image: Image.Image, alt: str, css: str = "", title: str = "") -> str:
-    """Return an ``img`` with the picture inside: PNG for RGBA, JPEG for RGB."""
-    buffer = io.BytesIO()
-    kind = "png" if image.mode == "RGBA" else "jpeg"
-    image.save(buffer, kind, **({"quality": 85} if kind == "jpeg" else {"optimize": True}))
-    data = base64.b64encode(buffer.getvalue()).decode()
-    described = f' title="{escape(title)}"' if title else ""
-    return (
-        f'<img class="{css}" width="{image.width}" height="{image.height}" alt="{escape(alt)}"{described} '
-        f'src="data:image/{kind};base64,{data}">'
-    )
-
-
 def _samples(run: Run) -> str:
     try:
         data = run.dataset
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         return f'<p class="note">The images cannot be shown: {escape(str(error))}.</p>'
-    cluster, label = run.assignments["cluster"], run.assignments["label"]
-    majority = _majorities(cluster, label)
-    groups = _choose_clusters(cluster_sizes(cluster), majority)
-    text = (
-        f"Up to {IMAGES_PER_CLUSTER} images of {sum(len(group) for _, group in groups)} of the "
-        f"{number(int(cluster.max()) + 1)} clusters, evenly spaced in the order of the files."
-    )
-    if majority:
-        text += " The share is that of the most frequent class; training never sees the classes."
-    parts = [f'<p class="note">{text}</p>']
-    for title, chosen in groups:
-        cards = "".join(_card(data, int(number_), np.flatnonzero(cluster == number_), majority) for number_ in chosen)
-        parts.append(f'<h3>{escape(title)}</h3><div class="clusters">{cards}</div>')
-    return "".join(parts)
-
-
-def _majorities(cluster: np.ndarray, label: np.ndarray) -> dict[int, tuple[int, float]]:
-    """Return the most frequent label and its share for each cluster that has labelled images."""
-    known = (label >= 0) & (cluster >= 0)
-    found = {}
-    for one in np.unique(cluster[known]):
-        counts = np.bincount(label[known & (cluster == one)])
-        found[int(one)] = (int(counts.argmax()), float(counts.max() / counts.sum()))
-    return found
-
-
-def _choose_clusters(sizes: np.ndarray, majority: dict[int, tuple[int, float]]) -> list[tuple[str, list[int]]]:
-    """Choose which clusters to show: the purest where there are labels, and some over the range of sizes."""
-    by_size = np.argsort(-sizes, kind="stable").tolist()
-    purest: list[int] = []
-    if majority:
-        # Tiny clusters are pure by accident.
-        large = [one for one in by_size if one in majority and 2 * sizes[one] >= sizes.mean()]
-        purest = sorted(large, key=lambda one: -majority[one][1])[: CLUSTERS_SHOWN // 2]
-    rest = [one for one in by_size if one not in set(purest)]
-    places = np.linspace(0, len(rest) - 1, min(len(rest), CLUSTERS_SHOWN - len(purest))).round().astype(int)
-    groups = [
-        ("Purest clusters", purest),
-        ("From the largest to the smallest", [rest[place] for place in places]),
-    ]
-    return [(title, chosen) for title, chosen in groups if chosen]
-
-
-def _card(data: ImageData, one: int, members: np.ndarray, majority: dict[int, tuple[int, float]]) -> str:
-    places = np.linspace(0, len(members) - 1, min(len(members), IMAGES_PER_CLUSTER)).round().astype(int)
-    pictures = "".join(_thumbnail(data, int(members[place])) for place in places)
-    title = f"<b>Cluster {one}</b> {number(len(members))} {'image' if len(members) == 1 else 'images'}"
-    if one in majority:
-        label, share = majority[one]
-        name = data.class_names[label] if label < len(data.class_names) else f"class {label}"
-        title += f' <span class="share">{escape(name)} {share:.0%}</span>'
-    return f'<figure class="cluster"><figcaption>{title}</figcaption><div>{pictures}</div></figure>'
-
-
-def _thumbnail(data: ImageData, index: int) -> str:
-    name = data.source.names[data.indices[index]]
-    try:
-        return _image(data.thumbnail(index, THUMBNAIL), name, "thumb", name)
-    except Unreadable as error:
-        return f'<span class="gone" title="{escape(name)}: {escape(str(error))}">unreadable</span>'
+    return cluster_samples(data, run.assignments["cluster"], run.assignments["label"])
 
 
 def _probe(probed: dict[str, Any]) -> str:
@@ -358,7 +258,7 @@ def _configuration(run: Run) -> str:
     data = run.config["data"]
     about = {name: data[name] for name in ("kind", "location", "n_images", "n_corrupt", "has_labels", "fingerprint")}
     tables = "".join(
-        _table(title, values)
+        table(title, values)
         for title, values in (
             ("Options", run.config["options"]),
             ("Images", about),
@@ -372,22 +272,6 @@ def _configuration(run: Run) -> str:
         rest = f"<li>and {number(more)} more, named in config.json</li>" if more > 0 else ""
         corrupt = f"<h3>Images that could not be read</h3><ul>{names}{rest}</ul>"
     return f'<div class="tables">{tables}</div>{corrupt}'
-
-
-def _table(title: str, values: dict[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(_plain(name, value))}</td></tr>"
-        for name, value in values.items()
-    )
-    return f"<div><h3>{title}</h3><table><tbody>{rows}</tbody></table></div>"
-
-
-def _plain(name: str, value: Any) -> str:
-    if value is None:
-        return "all" if name == "limit" else "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _commands(run: Run) -> str:
@@ -405,10 +289,10 @@ def _commands(run: Run) -> str:
         resume = shlex.join([*_program(run), "train", "--resume", where])
         longer = f"{resume} --epochs {more}"
         probe = shlex.join(["dcfast", "probe", where])
-    parts = [_command("Go on after an interruption; nothing is lost but the unfinished epoch.", resume)]
+    parts = [command("Go on after an interruption; nothing is lost but the unfinished epoch.", resume)]
     if run.options.lr_schedule == "constant":  # another one ends with the run
-        parts.append(_command("Train longer.", longer))
-    parts.append(_command("Probe the layers, which renews this page.", probe))
+        parts.append(command("Train longer.", longer))
+    parts.append(command("Probe the layers, which renews this page.", probe))
     if repeat is None:
         parts.append(
             '<p class="note">The images or the network came from Python, so it takes Python to go on or to repeat the '
@@ -419,7 +303,7 @@ def _commands(run: Run) -> str:
             again = "Repeat the run: the same bits with the versions and the processor named under Configuration."
         else:
             again = "Repeat the run, but not its bits: its epochs had different numbers of processes."
-        parts.append(_command(again, shlex.join(repeat)))
+        parts.append(command(again, shlex.join(repeat)))
     return "".join(parts)
 
 
@@ -427,10 +311,6 @@ def _program(run: Run) -> list[str]:
     """Return the words that start as many processes as the last epoch had."""
     n_ranks = run.metrics[-1]["n_ranks"]
     return ["dcfast"] if n_ranks == 1 else ["torchrun", "--nproc-per-node", str(n_ranks), "-m", "dcfast"]
-
-
-def _command(what: str, command: str) -> str:
-    return f"<p>{escape(what)}</p><pre><code>{escape(command)}</code></pre>"
 
 
 def train_command(run: Run, output: str) -> list[str] | None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dcfast.deepcluster.config import CUSTOM, TrainConfig
-from dcfast.deepcluster.data import ImageData
+from dcfast.deepcluster.data import ImageData, named_images
 from dcfast.deepcluster.keyed import Stream, torch_draws
 from dcfast.deepcluster.models import Backbone, CustomBackbone, build_model, load_state
 from dcfast.deepcluster.rundir import RunDir
@@ -70,22 +70,9 @@ class Run:
             If no epoch has ended, or an image of the run is gone.
         """
         assigned = self.assignments
-        where = {name: index for index, name in enumerate(self.source.names)}
-        missing = [name for name in assigned["files"] if name not in where]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} images of the run are gone from {self.source.location}, such as {missing[0]}"
-            )
         size = self.options.image_size
         assert size is not None  # stored options are resolved
-        return ImageData(
-            self.source,
-            image_size=size,
-            indices=np.array([where[name] for name in assigned["files"]], dtype=np.int64),
-            labels=assigned["label"],
-            corrupt=self.config["data"]["corrupt"],
-            fingerprint=self.config["data"]["fingerprint"],
-        )
+        return named_images(self.source, assigned["files"], assigned["label"], size, self.config["data"])
 
     @cached_property
     def assignments(self) -> dict[str, np.ndarray]:

@@ -17,19 +17,26 @@ from dcfast import KMeans, PCAWhiten, ops
 from dcfast.cluster.inputs import open_points, parse_memory
 from dcfast.cluster.ranks import Ranks
 from dcfast.cluster.whiten import BLOCK_ROWS
-from dcfast.deepcluster.clusterers import KMEANS, cluster_by
+from dcfast.deepcluster.clusterers import KMEANS, cluster_by, inertia
 from dcfast.deepcluster.config import CUSTOM, TrainConfig
 from dcfast.deepcluster.crops import Batches, CentreCrops, RandomCrops, own_part
 from dcfast.deepcluster.data import ImageData
 from dcfast.deepcluster.interrupt import Interrupted, Request, put_off
 from dcfast.deepcluster.keyed import Stream, seed_for, torch_draws
 from dcfast.deepcluster.metrics import cluster_sizes
-from dcfast.deepcluster.models import Backbone
+from dcfast.deepcluster.models import Backbone, FeatureExtractor
 from dcfast.deepcluster.progress import Display, bound
 from dcfast.deepcluster.rundir import mapped_array
 from dcfast.nn import InverseSizeCrossEntropy
 
-__all__ = ["Clustering", "check_ranks", "cluster_features", "extract_features", "train_epoch"]
+__all__ = [
+    "Clustering",
+    "check_ranks",
+    "cluster_features",
+    "extract_features",
+    "feature_batches",
+    "train_epoch",
+]
 
 NOISE = -1  # scikit-learn's label of points that belong to no cluster
 
@@ -133,26 +140,58 @@ def extract_features(
     ranks = ranks or Ranks()
     rows = own_rows(len(data), ranks)
     features = torch.as_tensor(_room(len(rows), model.feature_dim, config, device, folder))
-    batches = Batches(
-        CentreCrops(data, _part(config), rows, config.scale_on == "device"), _required(config.workers), device
-    )
     finite = torch.ones((), dtype=torch.bool, device=device)
-    model.eval()
     done = 0
-    start = time.perf_counter()
-    with torch.inference_mode(), display.stage("features", len(rows)) as advance:
-        for images in batches:
-            with _autocast(config, device):
-                batch = model.forward_features(images)
-            features[done : done + len(images)] = batch
-            finite &= torch.isfinite(batch).all()
-            done += len(images)
-            advance(len(images), bound(time.perf_counter() - start, batches.waited))
+    for batch in feature_batches(model, data, config, display, waiting, rows):
+        features[done : done + len(batch)] = batch
+        finite &= torch.isfinite(batch).all()
+        done += len(batch)
     with ranks.together():
         if not finite:
             raise FloatingPointError("the network's features are not finite")
-    waiting["features"] = batches.waited
     return features
+
+
+def feature_batches(
+    model: FeatureExtractor,
+    data: ImageData,
+    config: TrainConfig,
+    display: Display,
+    waiting: dict[str, float],
+    members: range,
+) -> Iterator[Tensor]:
+    """Yield the features of the centre crops batch by batch, computed in eval mode.
+
+    Parameters
+    ----------
+    model : FeatureExtractor
+    data : ImageData
+    config : TrainConfig
+        With batch_size, accumulate, workers, scale_on and precision resolved.
+    display : Display
+        Shows the progress.
+    waiting : dict
+        Is told in the end how many seconds of 'features' went into waiting for images.
+    members : range
+        The images, by number.
+
+    Yields
+    ------
+    Tensor of shape (batch, model.feature_dim)
+        On the device of the model, in float32 or the precision of ``config``.
+    """
+    device = next(model.parameters()).device
+    crops = CentreCrops(data, _part(config), members, config.scale_on == "device")
+    batches = Batches(crops, _required(config.workers), device)
+    model.eval()
+    start = time.perf_counter()
+    with display.stage("features", len(members)) as advance:
+        for images in batches:
+            with torch.inference_mode(), _autocast(config, device):
+                batch = model.forward_features(images)
+            yield batch
+            advance(len(images), bound(time.perf_counter() - start, batches.waited))
+    waiting["features"] = batches.waited
 
 
 def cluster_features(
@@ -239,7 +278,7 @@ def cluster_features(
             n_empty = n_clusters - len(np.unique(labels))
         else:
             labels, iterations, n_empty = cluster_by(config.clusterer, reduced.cpu().numpy(), n_clusters, seed)
-            objective = _mean_squared_distance(reduced, labels)
+            objective = inertia(reduced, labels) / int(np.sum(labels >= 0))
     end = time.perf_counter()
     assignments = np.full(n_images, NOISE, dtype=np.int64)
     assignments[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]
@@ -262,14 +301,6 @@ def _means(rows: Tensor, assignments: np.ndarray, n_clusters: int, seed: int, ra
     sums = points.total_sums(running)
     means = ops.means(sums, rows.new_zeros(n_clusters, rows.shape[1]))
     return ops.split_empty(means, sums.counts, seed, 0)[0]
-
-
-def _mean_squared_distance(points: Tensor, labels: np.ndarray) -> float:
-    clustered = torch.from_numpy(labels).to(points.device, torch.int64)
-    points, clustered = points[clustered >= 0], clustered[clustered >= 0]
-    n_clusters = int(clustered.max()) + 1
-    means = ops.means(ops.accumulate(points, clustered, n_clusters), points.new_zeros(n_clusters, points.shape[1]))
-    return float(ops.inertia(points, means, clustered)) / len(points)
 
 
 def train_epoch(

@@ -38,7 +38,7 @@ from dcfast.deepcluster.stages import check_ranks, cluster_features, extract_fea
 from dcfast.deepcluster.torchrun import all_ranks, left_alone
 from dcfast.deepcluster.weights import load_weights
 
-__all__ = ["Trainer", "resume", "start"]
+__all__ = ["Trainer", "data_workers", "look", "resume", "start", "versions"]
 
 # Metrics of a clustering that stay true until the next one.
 _LASTING = ("nmi_labels", "ami_labels", "n_empty", "largest_cluster", "n_noise", "stopped_clustering")
@@ -455,7 +455,7 @@ def start(
     ranks.from_first(lambda: check_place(asked.cache))
     if asked.compile:
         ranks.from_first(lambda: check_compiler(device))
-    images = _look(data, asked, display, ranks)
+    images = look(data, asked, display, ranks)
 
     def create() -> TrainConfig:
         config = asked.resolve(len(images), images.side, images.source.kind)
@@ -466,7 +466,7 @@ def start(
             {
                 "options": config.to_dict(),
                 "data": describe_source(images),
-                "versions": _versions(),
+                "versions": versions(),
                 "threads": config.threads,
             },
             initial,
@@ -568,7 +568,7 @@ def resume(
     source = stored["data"]
     if source["kind"] == "dataset" and dataset is None:
         raise ValueError(f"{path} was trained on a torch Dataset ({source['location']}): resume it from Python")
-    images = _look(source["location"] if dataset is None else dataset, config, display, ranks)
+    images = look(source["location"] if dataset is None else dataset, config, display, ranks)
     if images.fingerprint != source["fingerprint"]:
         raise ValueError(
             f"the images of {source['location']} have changed since {path} was started "
@@ -603,16 +603,21 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _look(data: Data, config: TrainConfig, display: Display, ranks: Ranks) -> ImageData:
+def data_workers(source: Source, asked: int | None) -> int:
+    """Return how many processes are to look at the images of a source: two if nobody said, for files that is."""
+    if asked is not None:
+        return asked
+    return min(2, os.cpu_count() or 1) if source.kind == "folder" else 0
+
+
+def look(data: Data, config: TrainConfig, display: Display, ranks: Ranks) -> ImageData:
+    """Return the images that decode; on each rank the same, which the first one looks at."""
     opened: list[Source] = []
     ranks.from_first(lambda: opened.append(open_source(data)))  # what no process finds is said once
     with ranks.together():
         source = opened[0] if opened else open_source(data)
     ranks.agree("images", hashlib.blake2b(os.fsencode("\0".join(source.names))).hexdigest())
-    if config.workers is None:
-        workers = min(2, os.cpu_count() or 1) if source.kind == "folder" else 0
-    else:
-        workers = config.workers
+    workers = data_workers(source, config.workers)
     total = min(config.limit or len(source.names), len(source.names))
     layout = None if config.cache is None else CacheLayout(config.cache, config.cache_side, config.sobel)
 
@@ -623,8 +628,8 @@ def _look(data: Data, config: TrainConfig, display: Display, ranks: Ranks) -> Im
     return ImageData(**{**ranks.from_first(check), "source": source})
 
 
-def _versions() -> dict[str, str]:
-    """Return what a run's bits depend on, beside its options and images."""
+def versions() -> dict[str, str]:
+    """Return what bits depend on, beside options and images."""
     versions = {package: version(package) for package in ("dcfast", "numpy", "pillow")}
     # torch's own word for itself names the build ("2.13.0+cpu"), its package's may not.
     versions["torch"] = str(torch.__version__)
@@ -632,7 +637,7 @@ def _versions() -> dict[str, str]:
 
 
 def _require_versions(stored: dict[str, str], directory: RunDir) -> None:
-    now = _versions()
+    now = versions()
     # Python itself computes nothing that ends up in a result.
     for name in sorted(set(stored) - {"python"}):
         if stored[name] != now.get(name):

@@ -645,7 +645,7 @@ def test_names_that_are_no_text_have_a_fingerprint(monkeypatch):
     looked = check_images(open_source("digits"), 5, 0, 0)
     monkeypatch.setattr("dcfast.deepcluster.trainer.open_source", lambda _: source)
     monkeypatch.setattr("dcfast.deepcluster.trainer.check_images", lambda *_: looked)
-    assert trainer_module._look("digits", SMALL, Silent(), all_ranks()).source is source
+    assert trainer_module.look("digits", SMALL, Silent(), all_ranks()).source is source
 
 
 def test_too_few_images_are_refused(tmp_path):
