@@ -1,4 +1,4 @@
-"""The command line: ``dcfast train``, ``dcfast probe``, ``dcfast export``, ``dcfast info``."""
+"""The command line: ``dcfast train``, ``probe``, ``export``, ``embed``, ``cluster``, ``info``."""
 
 from __future__ import annotations
 
@@ -183,9 +183,8 @@ def probe(
             test=test,
             device=device,
         )
-    console = Console()
-    console.print(result.table())
-    console.print(f"report  {run / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    Console().print(result.table())
+    _say(f"report  {run / 'report.html'}")
 
 
 @app.command()
@@ -199,7 +198,84 @@ def export(
         from dcfast.deepcluster import load_run, weights
 
         written = weights.export(load_run(run), format, output)
-        Console().print(str(written), highlight=False, markup=False, soft_wrap=True)
+        _say(str(written))
+
+
+@app.command()
+def embed(
+    data: Annotated[str, typer.Argument(help="'digits', or a folder of images (one sub-folder per class, or flat).")],
+    weights: Annotated[
+        Path,
+        typer.Option(help="A run, an export, a published checkpoint, or a ViT: DINO, DINOv2, DeiT, MAE, timm's names."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for features.npy, images.npz and embedding.json.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the embedding in --output.")] = False,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the crops; what the run had, or what the weights tell, at most 224.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode images.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16: what the network computes in.")] = (
+        "float32"
+    ),
+    limit: Annotated[int | None, typer.Option(help="Use this many images, chosen with the seed.")] = None,
+    seed: Annotated[int, typer.Option(help="Key of that draw.")] = 0,
+) -> None:
+    """Write the features of images by a network that is trained already; its shape is read from the weights."""
+    with _clean_errors(lambda stop: "interrupted; nothing was written"):
+        from dcfast.deepcluster import embed as embedding
+
+        n_images, width = embedding.embed(
+            data,
+            weights,
+            output,
+            image_size=image_size,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            precision=precision,
+            limit=limit,
+            seed=seed,
+            overwrite=overwrite,
+        )
+    _say(f"{width} features of {n_images} images in {output}")
+
+
+@app.command()
+def cluster(
+    embedding: Annotated[Path, typer.Argument(help="Folder of dcfast embed, or an .npy file (images, features).")],
+    output: Annotated[Path, typer.Option(help="Folder for assignments.npz, clusters.json and report.html.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the clusters in --output.")] = False,
+    n_clusters: Annotated[
+        int | None, typer.Option(help="k; left out for a method that finds the number itself.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="kmeans, head, pic, or a scikit-learn clusterer by plain or dotted name.")
+    ] = "kmeans",
+    pca: Annotated[int | None, typer.Option(help="Whiten this many principal components first.")] = None,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Scale rows to length 1, after PCA if there is any.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the method, where it draws.")] = 0,
+) -> None:
+    """Cluster the features of an embedding; labels, where images have them, only judge the clusters."""
+    with _clean_errors(lambda stop: "interrupted; nothing was written"):
+        from dcfast.deepcluster import partition
+
+        found = partition.partition(
+            embedding,
+            output,
+            n_clusters=n_clusters,
+            method=method,
+            pca=pca,
+            normalize=normalize,
+            seed=seed,
+            overwrite=overwrite,
+        )
+    Console().print(found.table())
+    for what, name in (("report", partition.REPORT), ("assignments", partition.ASSIGNMENTS)):
+        _say(f"{what:>12}  {output / name}")
 
 
 @app.command()
@@ -208,6 +284,10 @@ def info() -> None:
     from dcfast.info import show
 
     show()
+
+
+def _say(text: str) -> None:
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _was_given(context: typer.Context, name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,7 +159,7 @@ def feature_batches(
     display: Display,
     waiting: dict[str, float],
     members: range,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor]:
     """Yield the features of the centre crops batch by batch, computed in eval mode.
 
     Parameters
