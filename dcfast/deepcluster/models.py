@@ -29,6 +29,7 @@ __all__ = [
     "build_model",
     "build_top_layer",
     "load_state",
+    "misfits",
 ]
 
 _NAMED = 3  # keys that an error names
@@ -427,6 +428,14 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: str | os.Pat
     ValueError
         Naming up to three keys that are missing, unexpected, or of another shape.
     """
+    found = misfits(model, state)
+    if found:
+        raise ValueError(f"{path} does not fit the network: {'; '.join(found)}. {remedy[0].upper()}{remedy[1:]}")
+    model.load_state_dict(state, strict=False)
+
+
+def misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Return why a state_dict does not fit a model, in words: nothing if it does."""
     expected = model.state_dict()
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     strange = [name for name in state if name not in expected]
@@ -435,14 +444,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: str | os.Pat
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
-    found = [
+    return [
         f"{what}{', '.join(names[:_NAMED])}{f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''}"
         for what, names in (("it lacks ", missing), ("it has ", strange), ("", shapes))
         if names
     ]
-    if found:
-        raise ValueError(f"{path} does not fit the network: {'; '.join(found)}. {remedy[0].upper()}{remedy[1:]}")
-    model.load_state_dict(state, strict=False)
 
 
 def build_top_layer(feature_dim: int, n_clusters: int) -> nn.Linear:

@@ -29,6 +29,8 @@ __all__ = ["ASSIGNMENTS", "REPORT", "RESULT", "Partition", "partition"]
 
 ASSIGNMENTS, RESULT, REPORT = "assignments.npz", "clusters.json", "report.html"
 
+_LARGEST_SEED = 2**32 - 1  # that scikit-learn's classes take as random_state
+
 _SCORES = {
     "accuracy": "accuracy under the best matching",
     "nmi": "NMI with the labels",
@@ -141,7 +143,8 @@ def partition(
         If ``output`` holds clusters, and ``overwrite`` is off.
     ValueError
         For features that are damaged, not finite or fewer than clusters, a method that is none or finds fewer than two
-        clusters, and a number of clusters that is missing, too small, or given to a method that finds it itself.
+        clusters, a number of clusters that is missing, too small, or given to a method that finds it itself, and other
+        options out of range.
 
     Notes
     -----
@@ -149,6 +152,8 @@ def partition(
     but k-means hold the rest, too.
     """
     _check_number(n_clusters, method)
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise ValueError(f"seed must be between 0 and {_LARGEST_SEED}, got {seed}")
     display = display or Display()
     with new_files(output, (ASSIGNMENTS, RESULT, REPORT), overwrite) as (assignments, result, report):
         found = open_embedding(embedding)

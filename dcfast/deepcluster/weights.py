@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dcfast._files import replace
 from dcfast.deepcluster.config import ARCHITECTURES, TrainConfig
 from dcfast.deepcluster.filters import SOBEL
-from dcfast.deepcluster.models import CustomBackbone, FeatureExtractor, load_state
+from dcfast.deepcluster.models import CustomBackbone, FeatureExtractor, load_state, misfits
 from dcfast.deepcluster.run import Run, initial_model, load_run
 from dcfast.deepcluster.rundir import FORMATS, RunDir, decoded, saved
 from dcfast.deepcluster.vit import ViT, is_vit, vit_state
@@ -123,12 +123,13 @@ def _matching(path: str | os.PathLike[str], image_size: int | None) -> tuple[Fea
             config = TrainConfig(arch=arch, image_size=size, sobel=sobel)
             try:
                 with torch.device("meta"):
-                    load_state(initial_model(config), state, path, "look further")
-            except ValueError:  # of this network for this size, or because it does not take images of it
+                    fits = not misfits(initial_model(config), state)
+            except ValueError:  # such images are too small for this network, or too large
                 continue
-            model = initial_model(config)
-            load_state(model, state, path, "look further")
-            return model, size
+            if fits:
+                model = initial_model(config)
+                model.load_state_dict(state, strict=False)  # older files do not count batches
+                return model, size
     names = ", ".join(list(state)[:3])
     usual = "the usual sizes" if image_size is None else f"{image_size} pixels"
     raise ValueError(
