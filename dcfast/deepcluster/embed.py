@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from dcfast.deepcluster.data import describe_source
 from dcfast.deepcluster.embedding import DESCRIPTION, FEATURES, IMAGES, new_files
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.stages import feature_batches
-from dcfast.deepcluster.trainer import Data, data_workers, look, versions
+from dcfast.deepcluster.trainer import Data, data_workers, look, out_of_memory, versions
 from dcfast.deepcluster.weights import load_network
 
 __all__ = ["embed"]
@@ -72,8 +73,8 @@ def embed(
         If ``output`` holds an embedding, and ``overwrite`` is off.
     FloatingPointError
         If a feature is not finite.
-    OSError
-        If the disk has no room.
+    MemoryError, OSError
+        If memory or the disk does not suffice.
 
     Notes
     -----
@@ -108,7 +109,7 @@ def embed(
         )
         model.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
         batches = feature_batches(model, found, config, display, {}, range(len(found)))
-        with contextlib.closing(batches):  # ends the bar before an error is told
+        with contextlib.closing(batches), _memory_named():  # ends the bar before an error is told
             for batch in batches:
                 rows = batch.float().cpu().numpy()
                 if not np.isfinite(rows).all():
@@ -132,3 +133,13 @@ def embed(
         }
         description.write((json.dumps(about, indent=2) + "\n").encode())
     return shape
+
+
+@contextlib.contextmanager
+def _memory_named() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise MemoryError("out of memory: give a lower --batch-size or --image-size") from error

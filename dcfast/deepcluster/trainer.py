@@ -38,7 +38,7 @@ from dcfast.deepcluster.stages import check_ranks, cluster_features, extract_fea
 from dcfast.deepcluster.torchrun import all_ranks, left_alone
 from dcfast.deepcluster.weights import load_weights
 
-__all__ = ["Trainer", "data_workers", "look", "resume", "start", "versions"]
+__all__ = ["Trainer", "data_workers", "look", "out_of_memory", "resume", "start", "versions"]
 
 # Metrics of a clustering that stay true until the next one.
 _LASTING = ("nmi_labels", "ami_labels", "n_empty", "largest_cluster", "n_noise", "stopped_clustering")
@@ -395,7 +395,7 @@ class Trainer:
             if self.ranks.size > 1 and left_alone(error):
                 remedy = f"Go on with --resume {self.dir.quoted}, on as many processes as you like"
                 raise ConnectionError(self._told(epoch, "another process of the run has ended", remedy)) from error
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             remedy = f"Start again with a lower {_LOWERS[self._stage]}"
             raise MemoryError(self._told(epoch, f"out of memory in {self._stage}", remedy)) from error
@@ -598,7 +598,8 @@ def _starting_weights(config: TrainConfig, backbone: torch.nn.Module | None) -> 
     return model.state_dict()
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that memory does not suffice."""
     # On the CPU torch raises a plain RuntimeError.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 

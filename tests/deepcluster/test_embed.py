@@ -203,6 +203,21 @@ def test_an_interruption_leaves_everything_as_it_was(vit, embedded, tmp_path, dc
     assert not (tmp_path / "new").exists()
 
 
+def test_memory_that_does_not_suffice_is_told(vit, tmp_path, dcfast, monkeypatch):
+    whole = ViT.forward_features
+
+    def fail(self, images):
+        if len(images) > 1:  # one is the trial of the weights
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return whole(self, images)
+
+    monkeypatch.setattr(ViT, "forward_features", fail)
+    done = dcfast("embed", "digits", "--weights", vit, "--output", tmp_path / "out")
+    wanted = "error: out of memory: give a lower --batch-size or --image-size"
+    assert (done.exit_code, done.stderr.strip()) == (1, wanted)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_full_disk_is_told_before_anything_is_computed(vit, tmp_path, dcfast, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     done = dcfast("embed", "digits", "--weights", vit, "--output", tmp_path / "out")
