@@ -1,4 +1,4 @@
-"""The command line: ``dcfast train``, ``probe``, ``export``, ``embed``, ``cluster``, ``info``."""
+"""The command line: ``dcfast train``, ``scout``, ``probe``, ``export``, ``embed``, ``cluster``, ``info``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,28 @@ app = typer.Typer(
 # Options that a resumed run may be given anew: they change how far or how fast it goes, not what it computes.
 _RESUMABLE = frozenset({"resume", "epochs", "workers", "cache", "max_memory"})
 
+# Options that `train` and `scout` share.
+_Arch = Annotated[str | None, typer.Option(help="alexnet, vgg16, small, micro, resnet18 or resnet50; by image size.")]
+_Filters = Annotated[float, typer.Option(help="Factor on the filters of the small and the micro network.")]
+_Sobel = Annotated[bool, typer.Option(help="Look at Sobel gradients, or at colours.")]
+_ImageSize = Annotated[
+    int | None, typer.Option(help="Side of the crops: 16 for digits, 32 for small and micro, else 224.")
+]
+_Pca = Annotated[int, typer.Option(help="Principal components that k-means sees, at most one per four images.")]
+_KMeansIterations = Annotated[int, typer.Option(help="Lloyd iterations per clustering.")]
+_BatchSize = Annotated[int | None, typer.Option(help="Images per step: 64 for digits, else 256.")]
+_Limit = Annotated[int | None, typer.Option(help="Use this many images, chosen with the seed.")]
+_Threads = Annotated[int | None, typer.Option(help="CPU threads; what torch chooses.")]
+_Workers = Annotated[int | None, typer.Option(help="Processes that decode images.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+_Cache = Annotated[str | None, typer.Option(help="File to decode the images into, once.")]
+_CacheSide = Annotated[int, typer.Option(help="Shorter side of larger images in the cache.")]
+_ScaleOn = Annotated[str, typer.Option(help="workers or device: where crops are scaled to their size.")]
+_Precision = Annotated[str, typer.Option(help="float32, bfloat16 or float16: what the network computes in.")]
+_MaxMemory = Annotated[
+    str | None, typer.Option(help="Of features, such as 8GiB; more go to a file. Half of the device's memory.")
+]
+
 
 @app.callback()
 def _commands() -> None:
@@ -41,22 +63,16 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Run directory to make.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run directory to go on with.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
-    arch: Annotated[
-        str | None, typer.Option(help="alexnet, vgg16, small, micro, resnet18 or resnet50; by image size.")
-    ] = None,
-    filters: Annotated[float, typer.Option(help="Factor on the filters of the small and the micro network.")] = 1.0,
+    arch: _Arch = None,
+    filters: _Filters = 1.0,
     init: Annotated[
         str | None, typer.Option(help="Start from these weights: a run, an export, a published checkpoint.")
     ] = None,
-    sobel: Annotated[bool, typer.Option(help="Look at Sobel gradients, or at colours.")] = True,
-    image_size: Annotated[
-        int | None, typer.Option(help="Side of the crops: 16 for digits, 32 for small and micro, else 224.")
-    ] = None,
+    sobel: _Sobel = True,
+    image_size: _ImageSize = None,
     n_clusters: Annotated[int | None, typer.Option(help="k; one cluster per 50 images.")] = None,
-    pca: Annotated[
-        int, typer.Option(help="Principal components that k-means sees, at most one per four images.")
-    ] = 256,
-    kmeans_iterations: Annotated[int, typer.Option(help="Lloyd iterations per clustering.")] = 20,
+    pca: _Pca = 256,
+    kmeans_iterations: _KMeansIterations = 20,
     warm_start: Annotated[
         bool, typer.Option("--warm-start/--no-warm-start", help="Start k-means from the last clusters.")
     ] = False,
@@ -74,7 +90,7 @@ def train(
     ] = None,
     balance: Annotated[str, typer.Option(help="sampler, loss or none: how large clusters are held back.")] = "sampler",
     epochs: Annotated[int | None, typer.Option(help="20 for digits, 30 for small and micro, else 500.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step: 64 for digits, else 256.")] = None,
+    batch_size: _BatchSize = None,
     lr: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.05,
     momentum: Annotated[float, typer.Option(help="Momentum of the network's SGD.")] = 0.9,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of SGD.")] = 1e-5,
@@ -84,22 +100,18 @@ def train(
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror every other crop; off for digits.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use this many images, chosen with the seed.")] = None,
+    limit: _Limit = None,
     seed: Annotated[int, typer.Option(help="Key of every random draw.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; what torch chooses.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode images.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    cache: Annotated[str | None, typer.Option(help="File to decode the images into, once.")] = None,
-    cache_side: Annotated[int, typer.Option(help="Shorter side of larger images in the cache.")] = 256,
-    scale_on: Annotated[str, typer.Option(help="workers or device: where crops are scaled to their size.")] = "workers",
-    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16: what the network computes in.")] = (
-        "float32"
-    ),
+    threads: _Threads = None,
+    workers: _Workers = None,
+    device: _Device = "auto",
+    cache: _Cache = None,
+    cache_side: _CacheSide = 256,
+    scale_on: _ScaleOn = "workers",
+    precision: _Precision = "float32",
     compile: Annotated[bool, typer.Option(help="Compile the network by torch.compile.")] = False,
     accumulate: Annotated[int, typer.Option(help="Parts of a batch that make a step: less memory.")] = 1,
-    max_memory: Annotated[
-        str | None, typer.Option(help="Of features, such as 8GiB; more go to a file. Half of the device's memory.")
-    ] = None,
+    max_memory: _MaxMemory = None,
 ) -> None:
     """Train a network by DeepCluster, or go on with a run that was interrupted."""
     if resume is not None:
@@ -152,6 +164,64 @@ def train(
                 run = deepcluster.start(data, output, TrainConfig(**options), overwrite=overwrite)
             run.fit()
             run.summary()
+
+
+@app.command()
+def scout(
+    context: typer.Context,
+    data: Annotated[str, typer.Argument(help="'digits', or a folder of images (one sub-folder per class, or flat).")],
+    output: Annotated[Path, typer.Option(help="Directory for scout.json and report.html; goes on with what it holds.")],
+    seeds: Annotated[int, typer.Option(help="How many seeds to try, from --seed on.")] = 5,
+    n_clusters: Annotated[
+        list[int] | None,
+        typer.Option(help="k; give it again for more. One cluster per 1,000, 250, 50 and 10 images."),
+    ] = None,
+    labelled: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE|N",
+            parser=lambda text: int(text) if text.isdecimal() else float(text),
+            help="Look at this share (0.1) or number (500) of the labels, of each class its share. All there are.",
+        ),
+    ] = None,
+    arch: _Arch = None,
+    filters: _Filters = 1.0,
+    sobel: _Sobel = True,
+    image_size: _ImageSize = None,
+    pca: _Pca = 256,
+    kmeans_iterations: _KMeansIterations = 20,
+    batch_size: _BatchSize = None,
+    limit: _Limit = None,
+    seed: Annotated[int, typer.Option(help="The first seed; the labels looked at are drawn by it.")] = 0,
+    threads: _Threads = None,
+    workers: _Workers = None,
+    device: _Device = "auto",
+    cache: _Cache = None,
+    cache_side: _CacheSide = 256,
+    scale_on: _ScaleOn = "workers",
+    precision: _Precision = "float32",
+    max_memory: _MaxMemory = None,
+) -> None:
+    """Choose a seed and k before training, by k-means on untrained networks as the first epoch of train does it."""
+
+    def interrupted(stop: KeyboardInterrupt) -> str:
+        kept = output / "scout.json"
+        done = f"; the seeds and k that are done are in {kept}" if kept.exists() else " before the first seed and k"
+        return f"interrupted{done}; the same command goes on"
+
+    with _clean_errors(interrupted):
+        from dcfast.deepcluster import scout as scouting
+        from dcfast.deepcluster.config import TrainConfig
+
+        own = {"data", "output", "seeds", "n_clusters", "labelled"}
+        options = {name: value for name, value in context.params.items() if name not in own}
+        result = scouting.scout(
+            data, output, TrainConfig(**options), seeds=seeds, n_clusters=n_clusters, labelled=labelled
+        )
+    console = Console()
+    console.print(result.table())
+    for line in (f"train   {result.command}", f"report  {result.report}"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -495,6 +495,27 @@ FAULTS = [
         "tests/deepcluster/test_clustering.py -k 'levelled_off'",
     ),
     Fault(
+        "chance knows the classes",
+        "dcfast/deepcluster/space.py",
+        "draws.permutation(classes)",
+        "classes",
+        "tests/deepcluster/test_scout.py -k chance",
+    ),
+    Fault(
+        "another start of k-means is scouted than trained on",
+        "dcfast/deepcluster/scout.py",
+        "for epoch in (0, 1)",
+        "for epoch in (1, 0)",
+        "tests/deepcluster/test_scout.py -k begins",
+    ),
+    Fault(
+        "a few labels are those of the largest classes",
+        "dcfast/deepcluster/space.py",
+        "(rank + 0.5) / sizes[labels[known]]",
+        "-sizes[labels[known]]",
+        "tests/deepcluster/test_scout.py -k share",
+    ),
+    Fault(
         "noise is trained on",
         "dcfast/deepcluster/sampler.py",
         "[len(assignments) - sizes.sum() :]",

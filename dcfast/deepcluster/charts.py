@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dcfast.deepcluster.page import number
 
-__all__ = ["bar_chart", "line_chart", "size_chart", "stacked_chart"]
+__all__ = ["bar_chart", "line_chart", "scatter_chart", "size_chart", "stacked_chart"]
 
 # matplotlib needs literal colours, the page has light and dark ones: each stands for a value of CSS until it is drawn.
 _CSS = {"#00000f": "currentColor", **{f"#{index:06x}": f"var(--s{index - 1})" for index in range(1, 5)}}
@@ -139,6 +139,27 @@ def bar_chart(
         axes.set_xticks(range(len(groups)), groups)
 
     return _svg(label, _WIDE, draw)
+
+
+def scatter_chart(label: str, values: Mapping[int, Sequence[float]], chance: Mapping[int, float], x_name: str) -> str:
+    """Draw several values at each place of a logarithmic axis, their means, and what chance gives where it is known.
+
+    Returns as `line_chart` does.
+    """
+
+    def draw(axes: Axes) -> None:
+        places = sorted(values)
+        for place in places:
+            axes.plot([place] * len(values[place]), values[place], "o", color=_SERIES[0], ms=4, clip_on=False)
+        axes.plot(places, [np.mean(values[place]) for place in places], color=_SERIES[0], lw=2, label="mean")
+        if chance:
+            axes.plot(places, [chance[place] for place in places], color=_INK, lw=1, ls="--", label="by chance")
+        axes.set(xscale="log", xlabel=x_name)
+        axes.minorticks_off()
+        axes.set_xticks(places, [number(place) for place in places])
+        _ticks(axes.yaxis, 5, whole=False)
+
+    return _svg(label, _NARROW, draw)
 
 
 def _epochs(axes: Axes) -> None:

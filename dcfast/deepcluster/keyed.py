@@ -35,6 +35,8 @@ class Stream(IntEnum):
     DROPOUT = 6
     SUBSET = 7
     PROBE = 8
+    LABELLED = 9
+    CHANCE = 10
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, position: int = 0) -> np.random.Generator:

@@ -12,10 +12,21 @@ from scipy.sparse import coo_array
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
-__all__ = ["ami", "ari", "cluster_sizes", "matched_accuracy", "moved_points", "nmi", "settled"]
+__all__ = [
+    "MOST_TERMS",
+    "ami",
+    "ari",
+    "class_entropy",
+    "cluster_sizes",
+    "matched_accuracy",
+    "moved_points",
+    "nmi",
+    "purity",
+    "settled",
+]
 
 # Terms of what chance gives, of which a processor adds up some 50 million a second.
-_MOST_TERMS = 2**26
+MOST_TERMS = 2**26
 # When clusterings have settled: means over three of them, since NMI scatters by a hundredth or two from one random
 # start of k-means to the next.
 _WINDOW = 3
@@ -72,7 +83,7 @@ def ami(first: np.ndarray, second: np.ndarray) -> float | None:
         chance gives takes as many steps: more than an epoch of ImageNet has time for.
     """
     first, second = _known(first, second)
-    if not len(first) or len(first) * min(len(np.unique(first)), len(np.unique(second))) > _MOST_TERMS:
+    if not len(first) or len(first) * min(len(np.unique(first)), len(np.unique(second))) > MOST_TERMS:
         return None
     return float(adjusted_mutual_info_score(first, second, average_method="geometric"))
 
@@ -116,6 +127,46 @@ def matched_accuracy(classes: np.ndarray, clusters: np.ndarray) -> float | None:
     known, found = _known(classes[classes >= 0], clusters)
     counts = contingency_matrix(known, found)
     return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / len(clusters))
+
+
+def purity(classes: np.ndarray, clusters: np.ndarray) -> float | None:
+    """Return the share of points that are of the most frequent class of their cluster.
+
+    Parameters
+    ----------
+    classes, clusters : ndarray of int, shape (N,)
+        Points with a negative number in either are left out.
+
+    Returns
+    -------
+    float in (0, 1], or None
+        None if no point is left. It grows with the number of clusters by itself: 1 where each point is one.
+    """
+    classes, clusters = _known(classes, clusters)
+    return 1 - moved_points(classes, clusters) / len(classes) if len(classes) else None
+
+
+def class_entropy(classes: np.ndarray, clusters: np.ndarray) -> float | None:
+    """Return the entropy of the classes within a cluster over the most it could be, the mean over the points.
+
+    Parameters
+    ----------
+    classes, clusters : ndarray of int, shape (N,)
+        Points with a negative number in either are left out.
+
+    Returns
+    -------
+    float in [0, 1], or None
+        0 where each cluster is of one class, 1 where each holds all classes alike; a cluster counts by its size, or
+        those of one point, which are of one class, would outweigh the rest. None if fewer than two classes are left.
+    """
+    classes, clusters = _known(classes, clusters)
+    n_classes = len(np.unique(classes))
+    if n_classes < 2:
+        return None
+    pairs = coo_array((np.ones(len(classes)), (clusters, classes))).tocsr()
+    sizes = np.repeat(pairs.sum(axis=1), np.diff(pairs.indptr))
+    return float((pairs.data * np.log(sizes / pairs.data)).sum() / len(classes) / np.log(n_classes))
 
 
 def moved_points(previous: np.ndarray, current: np.ndarray) -> int:

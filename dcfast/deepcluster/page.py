@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -124,13 +124,18 @@ def figure(title: str, body: str, caption: str) -> str:
     return f"<figure><h3>{escape(title)}</h3>{body}<figcaption>{caption}</figcaption></figure>"
 
 
-def table(title: str, values: dict[str, Any]) -> str:
-    """Return a heading and a table of names and values, plain text."""
+def table(title: str, values: Mapping[str, Any]) -> str:
+    """Return names and values under a title, all of them plain."""
     rows = "".join(
         f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(_plain(name, value))}</td></tr>"
         for name, value in values.items()
     )
     return f"<div><h3>{title}</h3><table><tbody>{rows}</tbody></table></div>"
+
+
+def command(what: str, line: str) -> str:
+    """Return a command line under what it does, both of them plain text."""
+    return f"<p>{escape(what)}</p><pre><code>{escape(line)}</code></pre>"
 
 
 def _plain(name: str, value: Any) -> str:
@@ -139,8 +144,3 @@ def _plain(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def command(what: str, words: str) -> str:
-    """Return a command for a shell or for Python under a line that says what it does, plain text."""
-    return f"<p>{escape(what)}</p><pre><code>{escape(words)}</code></pre>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from dcfast.deepcluster.progress import bound, shares
 from dcfast.deepcluster.run import Run, load_run
 from dcfast.deepcluster.samples import cluster_samples, picture, size_figure
 
-__all__ = ["train_command", "write_report"]
+__all__ = ["option_words", "train_command", "write_report"]
 
 CORRUPT_NAMED = 20
 
@@ -320,8 +321,20 @@ def train_command(run: Run, output: str) -> list[str] | None:
     """
     if run.config["data"]["kind"] == "dataset" or run.options.arch == CUSTOM:
         return None
-    words = [*_program(run), "train", run.config["data"]["location"], "--output", output]
-    for name, value in run.options.to_dict().items():
+    return [
+        *_program(run),
+        "train",
+        run.config["data"]["location"],
+        "--output",
+        output,
+        *option_words(run.options.to_dict()),
+    ]
+
+
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """Return options of `TrainConfig` as ``dcfast train`` takes them; those that are None are left out."""
+    words = []
+    for name, value in options.items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")

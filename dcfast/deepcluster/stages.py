@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -33,8 +34,10 @@ __all__ = [
     "Clustering",
     "check_ranks",
     "cluster_features",
+    "cluster_points",
     "extract_features",
     "feature_batches",
+    "reduce_features",
     "train_epoch",
 ]
 
@@ -66,16 +69,16 @@ class Clustering:
         Mean squared distance to the assigned centroid; with another clusterer than k-means, to the cluster's mean.
     iterations : int or None
         Of the clusterer, where it counts them.
-    pca_seconds, kmeans_seconds : float
-        Wall time.
+    kmeans_seconds, pca_seconds : float
+        Wall time; that of PCA only if the clustering began with it.
     """
 
     assignments: np.ndarray
     n_empty: int
     objective: float
     iterations: int | None
-    pca_seconds: float
     kmeans_seconds: float
+    pca_seconds: float = 0.0
 
 
 def check_ranks(n_images: int, config: TrainConfig, ranks: Ranks) -> None:
@@ -203,10 +206,7 @@ def cluster_features(
     folder: Path | None = None,
     ranks: Ranks | None = None,
 ) -> Clustering:
-    """Reduce, whiten and normalise the features, and cluster them.
-
-    At most one principal component per four images is kept: with about as many as images all of these are equally far
-    apart.
+    """Reduce, whiten and normalise the features, and cluster them: `reduce_features`, then `cluster_points`.
 
     Parameters
     ----------
@@ -233,12 +233,30 @@ def cluster_features(
     ValueError
         If the configured clusterer finds fewer than two clusters.
     """
+    began = time.perf_counter()
+    points = reduce_features(features, config, display, folder, ranks)
+    reduced = time.perf_counter()
+    clustering = cluster_points(points, config, epoch, display, previous, ranks)
+    return dataclasses.replace(clustering, pca_seconds=reduced - began)
+
+
+def reduce_features(
+    features: Tensor, config: TrainConfig, display: Display, folder: Path | None = None, ranks: Ranks | None = None
+) -> Tensor | np.memmap:
+    """Reduce, whiten and normalise the features; parameters as for `cluster_features`.
+
+    At most one principal component per four images is kept: with about as many as images all of these are equally far
+    apart.
+
+    Returns
+    -------
+    Tensor, or memmap of shape (N, n_components), float32
+        What k-means sees.
+    """
     ranks = ranks or Ranks()
     own, dim = features.shape
     counts = ranks.objects(own)
     n_images, first = sum(counts), sum(counts[: ranks.rank])
-    n_clusters = _required(config.n_clusters)
-    start = time.perf_counter()
     device = torch.device(config.device)
     with display.stage("pca", 2 * own) as advance:
         n_components = min(config.pca, max(1, n_images // _IMAGES_PER_COMPONENT), dim)
@@ -253,7 +271,26 @@ def cluster_features(
         reduced = torch.as_tensor(points)  # the same memory
         for rows, part in zip(chunks(), reduced.split(_PCA_ROWS), strict=True):
             part.copy_(pca.transform(rows))
-    middle = time.perf_counter()
+    return points
+
+
+def cluster_points(
+    points: Tensor | np.memmap,
+    config: TrainConfig,
+    epoch: int,
+    display: Display,
+    previous: np.ndarray | None = None,
+    ranks: Ranks | None = None,
+) -> Clustering:
+    """Cluster what `reduce_features` returned; parameters and errors as for `cluster_features`."""
+    ranks = ranks or Ranks()
+    start = time.perf_counter()
+    reduced = torch.as_tensor(points)  # the same memory
+    own = len(reduced)
+    counts = ranks.objects(own)
+    n_images, first = sum(counts), sum(counts[: ranks.rank])
+    n_clusters = _required(config.n_clusters)
+    device = torch.device(config.device)
     seed = seed_for(config.seed, Stream.KMEANS, epoch, bits=31)
     iterations: int | None
     with display.stage(config.clusterer, config.kmeans_iterations) as advance:
@@ -279,7 +316,6 @@ def cluster_features(
         else:
             labels, iterations, n_empty = cluster_by(config.clusterer, reduced.cpu().numpy(), n_clusters, seed)
             objective = inertia(reduced, labels) / int(np.sum(labels >= 0))
-    end = time.perf_counter()
     assignments = np.full(n_images, NOISE, dtype=np.int64)
     assignments[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]
     return Clustering(
@@ -287,8 +323,7 @@ def cluster_features(
         n_empty=n_empty,
         objective=objective,
         iterations=iterations,
-        pca_seconds=middle - start,
-        kmeans_seconds=end - middle,
+        kmeans_seconds=time.perf_counter() - start,
     )
 
 

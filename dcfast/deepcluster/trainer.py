@@ -38,7 +38,7 @@ from dcfast.deepcluster.stages import check_ranks, cluster_features, extract_fea
 from dcfast.deepcluster.torchrun import all_ranks, left_alone
 from dcfast.deepcluster.weights import load_weights
 
-__all__ = ["Trainer", "data_workers", "look", "out_of_memory", "resume", "start", "versions"]
+__all__ = ["Trainer", "data_workers", "look", "out_of_memory", "reproducible", "resume", "start", "versions"]
 
 # Metrics of a clustering that stay true until the next one.
 _LASTING = ("nmi_labels", "ami_labels", "n_empty", "largest_cluster", "n_noise", "stopped_clustering")
@@ -631,10 +631,10 @@ def look(data: Data, config: TrainConfig, display: Display, ranks: Ranks) -> Ima
 
 def versions() -> dict[str, str]:
     """Return what bits depend on, beside options and images."""
-    versions = {package: version(package) for package in ("dcfast", "numpy", "pillow")}
+    found = {package: version(package) for package in ("dcfast", "numpy", "pillow")}
     # torch's own word for itself names the build ("2.13.0+cpu"), its package's may not.
-    versions["torch"] = str(torch.__version__)
-    return {**versions, "python": platform.python_version(), "cpu": torch.backends.cpu.get_cpu_capability()}
+    found["torch"] = str(torch.__version__)
+    return {**found, "python": platform.python_version(), "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
 def _require_versions(stored: dict[str, str], directory: RunDir) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dcfast import cli
 from dcfast.deepcluster import TrainConfig, load_run
-from dcfast.deepcluster.charts import bar_chart, line_chart, size_chart, stacked_chart
+from dcfast.deepcluster.charts import bar_chart, line_chart, scatter_chart, size_chart, stacked_chart
 from dcfast.deepcluster.filters import gradient_tiles, image_filters, mosaic
 from dcfast.deepcluster.models import build_model
 from dcfast.deepcluster.page import number
@@ -393,6 +393,7 @@ CHARTS = {
     "line": lambda label: line_chart(label, [1.0, None, 3.0, 2.0]),
     "stacked": lambda label: stacked_chart(label, {"a": [1.0, 2.0], "b": [3.0, 2.0]}),
     "size": lambda label: size_chart(label, [3, 9, 6], 2),
+    "scatter": lambda label: scatter_chart(label, {10: [0.5, 0.25], 100: [1.0]}, {10: 0.1, 100: 0.2}, "clusters"),
     "bar": lambda label: bar_chart(label, ["conv1"], {"a": [0.25], "b": [1.0]}, 0.1, "block"),
 }
 
