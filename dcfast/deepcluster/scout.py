@@ -35,7 +35,7 @@ from dcfast.deepcluster.scout_page import ScoutResult, scout_page
 from dcfast.deepcluster.sources import open_source
 from dcfast.deepcluster.space import against_chance, check_labelled, known_labels
 from dcfast.deepcluster.stages import cluster_points, extract_features, reduce_features
-from dcfast.deepcluster.trainer import look, reproducible, versions
+from dcfast.deepcluster.trainer import look, out_of_memory, reproducible, versions
 
 __all__ = ["ScoutResult", "default_grid", "scout"]
 
@@ -90,6 +90,8 @@ def scout(
         For data, options or a directory that cannot be used.
     FileExistsError
         If ``output`` holds a report of something else.
+    MemoryError
+        If memory does not suffice; the message names the options that lower the need.
     KeyboardInterrupt
         On Ctrl-C: the pairs that are done are in ``scout.json``, and the same call goes on.
 
@@ -131,10 +133,16 @@ def scout(
         images.image_size = settled[0].image_size or 0
         model = initial_model(settled[0])  # refuses what does not fit before anything is written
         path.mkdir(parents=True, exist_ok=True)
-        for run in _measured(model, images, labels, settled, display, path):
-            done[run["seed"], run["n_clusters"]] = run
-            _write(path, asked, done)
-            display.say(_line(run))
+        try:
+            for run in _measured(model, images, labels, settled, display, path):
+                done[run["seed"], run["n_clusters"]] = run
+                _write(path, asked, done)
+                display.say(_line(run))
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            remedy = "give a lower --max-memory, --batch-size, --image-size, --limit or --n-clusters"
+            raise MemoryError(f"out of memory: {remedy}") from error
     runs = [done[one.seed, one.n_clusters or 0] for options in wanted for one in options]
     criterion = "ami" if "ami" in runs[0] else "stability"
     means = {k: fmean(run[criterion] for run in runs if run["n_clusters"] == k) for k in grid}

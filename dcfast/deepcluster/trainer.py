@@ -599,7 +599,7 @@ def _starting_weights(config: TrainConfig, backbone: torch.nn.Module | None) -> 
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that memory does not suffice."""
+    """Tell whether an error says that memory did not suffice, of the machine or of its GPU."""
     # On the CPU torch raises a plain RuntimeError.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 

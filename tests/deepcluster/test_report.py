@@ -460,6 +460,15 @@ def test_stacked_chart_stacks():
     assert set(np.round(high, 3)) == {one, two, four}
 
 
+def test_scatter_chart_places_values():
+    first, second, third = sorted(markers(scatter_chart("x", {10: [0.5, 0.25], 100: [1.0]}, {}, "clusters")))
+    assert first[0] == second[0] < third[0]
+    heights = sorted([first[1], second[1], third[1]], reverse=True)
+    assert heights[1] - heights[2] == pytest.approx(2 * (heights[0] - heights[1]), abs=0.01)
+    assert third[1] == heights[2]
+    assert "by chance" not in Page(scatter_chart("x", {10: [0.5]}, {}, "clusters")).text
+
+
 def test_size_chart_marks_the_largest_and_the_empty():
     svg = size_chart("x", [3, 9, 6, 3], n_empty=2)
     (sizes,), (largest,), (empty,) = (outlines(svg, series) for series in (0, 1, 3))

@@ -230,6 +230,15 @@ def test_labels_of_a_single_class_and_too_many_of_them_are_refused(tmp_path, mon
         scout(tmp_path / "scout")
 
 
+def test_too_little_memory_names_the_options(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(scouting, "reduce_features", fail)
+    with pytest.raises(MemoryError, match=r"out of memory: give a lower --max-memory, .* or --n-clusters"):
+        scout(tmp_path / "scout")
+
+
 def test_a_directory_of_something_else_is_left_alone(tmp_path):
     scout(tmp_path / "scout", seeds=1, n_clusters=[4])
     with pytest.raises(ValueError, match=r"scout\.json is of pca=16, here it is 8: give the same, or choose another"):
