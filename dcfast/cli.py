@@ -321,7 +321,7 @@ def cluster(
         int | None, typer.Option(help="k; left out for a method that finds the number itself.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="kmeans, head, pic, or a scikit-learn clusterer by plain or dotted name.")
+        str, typer.Option(help="kmeans, or a scikit-learn clusterer by plain or dotted name.")
     ] = "kmeans",
     pca: Annotated[int | None, typer.Option(help="Whiten this many principal components first.")] = None,
     normalize: Annotated[

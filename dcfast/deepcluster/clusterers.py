@@ -15,7 +15,6 @@ from dcfast import ops
 __all__ = ["KMEANS", "cluster_by", "find_clusterer", "inertia", "takes_number"]
 
 KMEANS = "kmeans"
-_SHORT = {KMEANS: "dcfast.KMeans", "head": "dcfast.ClusterHead", "pic": "dcfast.PIC"}
 
 
 def find_clusterer(name: str, option: str = "clusterer") -> type:
@@ -24,9 +23,8 @@ def find_clusterer(name: str, option: str = "clusterer") -> type:
     Parameters
     ----------
     name : str
-        'kmeans', 'head' or 'pic' of dcfast's own; a class of `sklearn.cluster` ('AgglomerativeClustering'), or a dotted
-        name of any class with ``fit`` and ``fit_predict`` ('sklearn.cluster.MiniBatchKMeans',
-        'dcfast.BisectingKMeans').
+        'kmeans' for dcfast's; a class of `sklearn.cluster` ('AgglomerativeClustering'), or a dotted name of any class
+        with ``fit`` and ``fit_predict`` ('sklearn.cluster.MiniBatchKMeans', 'dcfast.BisectingKMeans').
     option : str
         What errors call it.
 
@@ -36,7 +34,7 @@ def find_clusterer(name: str, option: str = "clusterer") -> type:
         If there is no such class, it cannot be made from its defaults, or it does not cluster points.
     """
     given = f"{option}={name!r}"
-    name = _SHORT.get(name, name)
+    name = "dcfast.KMeans" if name == KMEANS else name
     module, _, plain = name.rpartition(".")
     try:
         if not all(part.isidentifier() for part in name.split(".")):
@@ -44,8 +42,7 @@ def find_clusterer(name: str, option: str = "clusterer") -> type:
         found = getattr(importlib.import_module(module or "sklearn.cluster"), plain, None)
     except ImportError as error:
         raise ValueError(f"{given}: {error}") from None
-    short = ", ".join(map(repr, _SHORT))
-    remedy = f"give {short}, a class of sklearn.cluster such as 'MiniBatchKMeans', or the dotted name of one"
+    remedy = f"give {KMEANS!r}, a class of sklearn.cluster such as 'MiniBatchKMeans', or the dotted name of one"
     if not inspect.isclass(found) or not hasattr(found, "fit_predict"):
         raise ValueError(f"{given} is no class with fit_predict: {remedy}")
     try:

@@ -370,4 +370,4 @@ def test_the_output_is_no_file(vit, tmp_path, dcfast):
 
 def test_help_names_what_it_takes(dcfast):
     assert "DINOv2" in dcfast("embed", "--help").output
-    assert "kmeans, head, pic" in dcfast("cluster", "--help").output
+    assert "a scikit-learn clusterer" in dcfast("cluster", "--help").output
