@@ -434,9 +434,23 @@ FAULTS = [
     Fault(
         "neighbours not proved",
         "dcfast/cluster/neighbours.py",
-        "4 * (d + 8)",
-        "0 * (d + 8)",
-        "tests/test_faiss.py -k 'neighbours'",
+        "return nearest[:, :k], values[:, -1] > self._limit(a, distances[:, k - 1])",
+        "return nearest[:, :k], values[:, -1] < torch.inf",
+        "tests/test_neighbours.py",
+    ),
+    Fault(
+        "neighbours proved without the rounding of their products",
+        "dcfast/cluster/neighbours.py",
+        "kappa = (vectors.shape[1] + 8)",
+        "kappa = 0 * (vectors.shape[1] + 8)",
+        "tests/test_neighbours.py -k definition",
+    ),
+    Fault(
+        "neighbours proved without the rounding of distances",
+        "dcfast/cluster/neighbours.py",
+        "(d + 8) * (2.0**-51",
+        "0 * (2.0**-51",
+        "tests/test_neighbours.py -k definition",
     ),
     Fault(
         "a batch forgets what its centroids have seen",

@@ -145,7 +145,8 @@ class IndexFlatL2:
 
         Notes
         -----
-        O(n ntotal d) operations. k = 1 takes O(n) memory; more take blocks of 64 MiB of scores.
+        O(n ntotal d) operations. k = 1 takes O(n) memory; more take some copies of the stored vectors in double, and
+        blocks of 16 MiB of scores.
         """
         if k < 1:
             raise ValueError(f"k={k}: expected at least 1")
