@@ -11,6 +11,7 @@ _LAZY = {
     "BisectingKMeans": "dcfast.cluster.bisecting",
     "KMeans": "dcfast.cluster.kmeans",
     "MiniBatchKMeans": "dcfast.cluster.minibatch",
+    "PIC": "dcfast.cluster.pic",
     "PCAWhiten": "dcfast.cluster.whiten",
     "DeepCluster": "dcfast.deepcluster",
     "faiss": "dcfast.faiss",

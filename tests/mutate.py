@@ -453,6 +453,20 @@ FAULTS = [
         "tests/test_neighbours.py -k definition",
     ),
     Fault(
+        "points follow down as well as up",
+        "dcfast/cluster/pic.py",
+        "gain = weight * rise",
+        "gain = weight * np.abs(rise)",
+        "tests/test_pic.py -k definition",
+    ),
+    Fault(
+        "a single point joins the nearest of all",
+        "dcfast/cluster/pic.py",
+        "labels[~single][ops.assign",
+        "labels[ops.assign",
+        "tests/test_pic.py -k definition",
+    ),
+    Fault(
         "a batch forgets what its centroids have seen",
         "dcfast/ops/minibatch_step/step.py",
         "centroids.double() * seen[:, None] + added",

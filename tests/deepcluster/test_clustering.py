@@ -163,6 +163,14 @@ def test_clusterers_by_name(name):
     assert (found.n_empty, (found.iterations is None)) == (0, name == "AgglomerativeClustering")
 
 
+def test_a_clusterer_that_finds_the_number_of_clusters(tmp_path):
+    trainer = train(tmp_path / "run", **{**TINY, "epochs": 2}, clusterer="dcfast.PIC")
+    sizes = np.bincount(trainer.assignments)
+    assert len(sizes) >= 2
+    assert sizes.min() > 1
+    assert [row["n_empty"] for row in trainer.history] == [0, 0]
+
+
 def test_the_objective_is_that_of_k_means(tmp_path):
     features, labels = _features()
     points = stages.PCAWhiten(3).fit_transform(features)
