@@ -60,6 +60,7 @@ def scout(
 
     Weights, images of a ``limit``, batch normalisation (of initial statistics), PCA and the start of k-means are those
     of `start` with the same seed, number of clusters and options: its first clustering is this one, bit for bit.
+    (The network is not compiled, which may round otherwise.)
 
     Parameters
     ----------
@@ -209,15 +210,19 @@ def _read(path: Path, asked: Mapping[str, Any]) -> dict[tuple[int, int], dict[st
         if (path / "report.html").exists():
             raise FileExistsError(f"{path} holds the report of something else: choose another --output")
         return {}
-    content = decoded(file, json.loads, "delete it, and give the same command again")
-    stored = content["options"]
+    stored, runs = decoded(file, _parsed, "delete it, and give the same command again")
     for name in sorted(set(asked) - {*_FREE, "n_clusters", "python"}):
         if stored.get(name) != asked[name]:
             raise ValueError(
                 f"{file} is of {name}={stored.get(name)!r}, here it is {asked[name]!r}: give the same, or choose "
                 "another --output"
             )
-    return {(run["seed"], run["n_clusters"]): run for run in content["runs"]}
+    return runs
+
+
+def _parsed(content: bytes) -> tuple[dict[str, Any], dict[tuple[int, int], dict[str, Any]]]:
+    found = json.loads(content)
+    return found["options"], {(run["seed"], run["n_clusters"]): run for run in found["runs"]}
 
 
 def _write(

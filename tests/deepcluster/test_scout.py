@@ -251,9 +251,10 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
     file.write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="the images of digits have changed since"):
         scout(tmp_path / "scout")
-    file.write_text("half of it")
-    with pytest.raises(ValueError, match=r"scout.json is damaged, .* delete it"):
-        scout(tmp_path / "scout")
+    for content in ("half of it", "{}"):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=r"scout.json is damaged, .* delete it"):
+            scout(tmp_path / "scout")
     file.unlink()
     with pytest.raises(FileExistsError, match="holds the report of something else: choose another --output"):
         scout(tmp_path / "scout")
