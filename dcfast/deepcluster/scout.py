@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcfast._files import replace
+from dcfast._files import locked, replace
 from dcfast.cluster.ranks import Ranks
 from dcfast.deepcluster.cache import check_place
 from dcfast.deepcluster.config import TrainConfig, find_device
@@ -90,7 +90,7 @@ def scout(
     FileNotFoundError, NotADirectoryError, ValueError, TypeError
         For data, options or a directory that cannot be used.
     FileExistsError
-        If ``output`` holds a report of something else.
+        If ``output`` holds a report of something else, or another process is scouting into it.
     MemoryError
         If memory does not suffice; the message names the options that lower the need.
     KeyboardInterrupt
@@ -134,16 +134,19 @@ def scout(
         images.image_size = settled[0].image_size or 0
         model = initial_model(settled[0])  # refuses what does not fit before anything is written
         path.mkdir(parents=True, exist_ok=True)
-        try:
-            for run in _measured(model, images, labels, settled, display, path):
-                done[run["seed"], run["n_clusters"]] = run
-                _write(path, asked, done)
-                display.say(_line(run))
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            remedy = "give a lower --max-memory, --batch-size, --image-size, --limit or --n-clusters"
-            raise MemoryError(f"out of memory: {remedy}") from error
+        busy = f"another process is scouting into {path}: wait for it, or choose another --output"
+        with locked(path / "scout.lock", busy):
+            done = _read(path, asked)  # what it held before, and what another process may have added since
+            try:
+                for run in _measured(model, images, labels, settled, display, path):
+                    done[run["seed"], run["n_clusters"]] = run
+                    _write(path, asked, done)
+                    display.say(_line(run))
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                remedy = "give a lower --max-memory, --batch-size, --image-size, --limit or --n-clusters"
+                raise MemoryError(f"out of memory: {remedy}") from error
     runs = [done[one.seed, one.n_clusters or 0] for options in wanted for one in options]
     criterion = "ami" if "ami" in runs[0] else "stability"
     means = {k: fmean(run[criterion] for run in runs if run["n_clusters"] == k) for k in grid}

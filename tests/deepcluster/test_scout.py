@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import re
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -261,6 +263,37 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is a file: choose another --output"):
         scout(tmp_path / "file")
+
+
+def test_one_process_at_a_time(tmp_path):
+    output = tmp_path / "scout"
+    scout(output, seeds=1)
+    code = (
+        "import sys; from pathlib import Path; from dcfast._files import locked\n"
+        "with locked(Path(sys.argv[1]), ''): print(flush=True); input()"
+    )
+    holding = [sys.executable, "-c", code, str(output / "scout.lock")]
+    with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert len(scout(output, seeds=1).runs) == 2  # nothing is left to compute
+        with pytest.raises(FileExistsError, match="another process is scouting into"):
+            scout(output)
+        other.communicate(b"\n")
+    assert len(scout(output).runs) == 4
+    assert sorted(file.name for file in output.iterdir()) == ["report.html", "scout.json"]
+
+
+def test_runs_of_another_process_are_kept(tmp_path, monkeypatch):
+    output, look = tmp_path / "scout", scouting.look
+
+    def after_another(*arguments):
+        monkeypatch.setattr(scouting, "look", look)
+        scout(output, seeds=1, n_clusters=[7])
+        return look(*arguments)
+
+    monkeypatch.setattr(scouting, "look", after_another)
+    scout(output, seeds=1)
+    assert [run["n_clusters"] for run in json.loads((output / "scout.json").read_text())["runs"]] == [4, 7, 12]
 
 
 @pytest.mark.parametrize(
