@@ -77,6 +77,7 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         "50,000 images, 24 epochs": {"limit": 50_000, "epochs": 24, "lr_schedule": "cosine"},
     },
     "Learning rate": {"cosine": {"lr_schedule": "cosine"}},
+    "Another clustering": {"PIC": {"clusterer": "dcfast.PIC", "n_clusters": None}},
 }
 
 # The same network untrained.
@@ -87,6 +88,7 @@ UNTRAINED = {
     "50,000 images, k=1000": "untrained, normalised",
     "50,000 images, 24 epochs": "untrained, normalised",
     "cosine": "untrained, normalised",
+    "PIC": "untrained, normalised",
 }
 
 
