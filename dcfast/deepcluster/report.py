@@ -40,7 +40,7 @@ CURVES = {
     "ami_labels": ("AMI with the labels", "The same less what chance gives: 0 for random clusters, however many."),
     "n_moved": ("Images that moved", "Their cluster took most of its images from another cluster than theirs."),
     "largest_cluster": ("Largest cluster", "Images in it. One that grows and grows is a solution that collapses."),
-    "n_empty": ("Empty clusters", "Left without images by k-means, and without an output in the top layer."),
+    "n_clusters": ("Clusters in use", "That hold images: each is an output of the top layer."),
     "images_per_second": ("Images per second", "During training, not counting the clustering."),
 }
 

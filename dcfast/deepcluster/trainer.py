@@ -41,7 +41,7 @@ from dcfast.deepcluster.weights import load_weights
 __all__ = ["Trainer", "data_workers", "look", "out_of_memory", "reproducible", "resume", "start", "versions"]
 
 # Metrics of a clustering that stay true until the next one.
-_LASTING = ("nmi_labels", "ami_labels", "n_empty", "largest_cluster", "n_noise", "stopped_clustering")
+_LASTING = ("nmi_labels", "ami_labels", "n_clusters", "n_empty", "largest_cluster", "n_noise", "stopped_clustering")
 
 # What a run goes on from.
 _CHECKPOINT = ("epoch", "model", "head", "optimizers", "scaler", "assignments", "history")
@@ -171,11 +171,11 @@ class Trainer:
             "NMI with previous",
             "NMI with labels",
             "AMI with labels",
-            "empty",
+            "k",
             "largest",
         ):
             table.add_column(heading, justify="right", no_wrap=" " not in heading)
-        names = ("loss", "objective", "nmi_previous", "nmi_labels", "ami_labels", "n_empty", "largest_cluster")
+        names = ("loss", "objective", "nmi_previous", "nmi_labels", "ami_labels", "n_clusters", "largest_cluster")
         for record in dict.fromkeys((0, self.finished - 1)):
             values = [self.history[record][name] for name in names]
             cells = ["-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values]
@@ -283,6 +283,7 @@ class Trainer:
             "nmi_previous": None if previous is None else nmi(previous, self.assignments),
             "nmi_labels": nmi(self.data.labels, self.assignments),
             "ami_labels": ami(self.data.labels, self.assignments),
+            "n_clusters": len(sizes),
             "n_empty": clustering.n_empty,
             "largest_cluster": int(sizes.max()),
             "n_moved": None if previous is None else moved_points(previous, self.assignments),

@@ -169,6 +169,7 @@ def test_a_clusterer_that_finds_the_number_of_clusters(tmp_path):
     assert len(sizes) >= 2
     assert sizes.min() > 1
     assert [row["n_empty"] for row in trainer.history] == [0, 0]
+    assert trainer.history[-1]["n_clusters"] == len(sizes)
 
 
 def test_the_objective_is_that_of_k_means(tmp_path):

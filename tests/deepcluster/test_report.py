@@ -172,7 +172,7 @@ def test_stands_alone_and_shows_the_numbers(make_run):
         "AMI with the labels": "0.1875",
         "Images that moved": "7",
         "Largest cluster": "9",
-        "Empty clusters": "1",
+        "Clusters in use": "5",
         "Images per second": "640",
     }
     assert len(markers(charts["Loss"])) == 3

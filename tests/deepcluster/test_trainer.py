@@ -326,7 +326,8 @@ def test_what_a_run_leaves(reference):
     assert run.config["data"]["class_names"] == list("0123456789")
     assert run.config["versions"]["torch"] == torch.__version__
     expected = {
-        *("epoch", "loss", "objective", "kmeans_iterations", "nmi_previous", "nmi_labels", "ami_labels", "n_empty"),
+        *("epoch", "loss", "objective", "kmeans_iterations", "nmi_previous", "nmi_labels", "ami_labels", "n_clusters"),
+        "n_empty",
         *(
             "largest_cluster",
             "n_moved",
