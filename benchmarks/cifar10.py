@@ -77,7 +77,7 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         "50,000 images, 24 epochs": {"limit": 50_000, "epochs": 24, "lr_schedule": "cosine"},
     },
     "Learning rate": {"cosine": {"lr_schedule": "cosine"}},
-    "Another clustering": {"PIC": {"clusterer": "dcfast.PIC", "n_clusters": None}},
+    "Another clustering": {"PIC": {"clusterer": "dcfast.PIC", "n_clusters": None, "pca": 32}},
 }
 
 # The same network untrained.
