@@ -89,7 +89,7 @@ mutate: $(VENV)/.test
 sanitize: sanitize-memory sanitize-threads sanitize-emulator
 
 SANITIZE := $(abspath build/sanitize)
-SANITIZED_TESTS := $(addprefix tests/test_,$(addsuffix .py,accumulate assign batch_norm_relu_pool batched bisect bisecting csr draw_rows faiss hard_inputs \
+SANITIZED_TESTS := $(addprefix tests/test_,$(addsuffix .py,accumulate assign batch_norm_relu_pool batched bisect bisecting csr draw_rows faiss hard_inputs head \
   inertia kmeans kmeans_plusplus linear_weighted_cross_entropy lloyd minibatch minibatch_step neighbours pic points sobel_conv2d split_empty weighted_cross_entropy winograd_conv2d))
 
 # Python itself is not built for the sanitizer, so that its library comes first by LD_PRELOAD, and what the interpreter

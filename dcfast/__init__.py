@@ -13,6 +13,7 @@ _LAZY = {
     "MiniBatchKMeans": "dcfast.cluster.minibatch",
     "PIC": "dcfast.cluster.pic",
     "PCAWhiten": "dcfast.cluster.whiten",
+    "ClusterHead": "dcfast.cluster.head",
     "DeepCluster": "dcfast.deepcluster",
     "faiss": "dcfast.faiss",
     "k_means": "dcfast.cluster.functions",

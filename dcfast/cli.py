@@ -77,7 +77,7 @@ def train(
         bool, typer.Option("--warm-start/--no-warm-start", help="Start k-means from the last clusters.")
     ] = False,
     clusterer: Annotated[
-        str, typer.Option(help="kmeans, or a scikit-learn clusterer by plain or dotted name.")
+        str, typer.Option(help="kmeans, head, pic, or a scikit-learn clusterer by plain or dotted name.")
     ] = "kmeans",
     reassign: Annotated[int, typer.Option(help="Epochs from one clustering to the next.")] = 1,
     stop_clustering: Annotated[
@@ -315,13 +315,15 @@ def embed(
 @app.command()
 def cluster(
     embedding: Annotated[Path, typer.Argument(help="Folder of dcfast embed, or an .npy file (images, features).")],
-    output: Annotated[Path, typer.Option(help="Folder for assignments.npz, clusters.json and report.html.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder for assignments.npz, clusters.json, report.html, and head.pt of a head.")
+    ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the clusters in --output.")] = False,
     n_clusters: Annotated[
         int | None, typer.Option(help="k; left out for a method that finds the number itself.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="kmeans, or a scikit-learn clusterer by plain or dotted name.")
+        str, typer.Option(help="kmeans, head, pic, or a scikit-learn clusterer by plain or dotted name.")
     ] = "kmeans",
     pca: Annotated[int | None, typer.Option(help="Whiten this many principal components first.")] = None,
     normalize: Annotated[

@@ -11,7 +11,7 @@ import torch
 from dcfast import ops
 from dcfast.ops._registry import autocast_dtype
 
-__all__ = ["InverseSizeCrossEntropy", "InverseSizeLinearCrossEntropy", "SobelConv2d", "WinogradConv2d"]
+__all__ = ["InverseSizeCrossEntropy", "InverseSizeLinearCrossEntropy", "SobelConv2d", "UnitLinear", "WinogradConv2d"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -236,6 +236,22 @@ class SobelConv2d(torch.nn.Module):
         if self.padding != (0, 0):
             text += f", padding={self.padding}"
         return text if self.bias is not None else f"{text}, bias=False"
+
+
+class UnitLinear(torch.nn.Linear):
+    """`torch.nn.Linear` on rows that it first divides by their lengths; see `dcfast.ClusterHead`.
+
+    Examples
+    --------
+    >>> layer = UnitLinear(512, 10)
+    >>> x = torch.randn(3, 512)
+    >>> torch.allclose(layer(x), layer(100 * x), atol=1e-6)
+    True
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return super().forward(torch.nn.functional.normalize(input, dim=-1))
 
 
 class WinogradConv2d(torch.nn.Conv2d):

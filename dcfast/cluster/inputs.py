@@ -104,7 +104,7 @@ def find_device(device: torch.device | str) -> torch.device:
     if found.type == "cpu":
         return found
     if found.type != "cuda":
-        raise ValueError(f"device={device!r}: k-means runs on 'cpu' and 'cuda'")
+        raise ValueError(f"device={device!r}: dcfast runs on 'cpu' and 'cuda'")
     if not torch.cuda.is_available():
         raise ValueError(f"device={device!r}, but torch sees no GPU: leave device out")
     return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)

@@ -68,6 +68,15 @@ def neighbours(x: torch.Tensor, vectors: torch.Tensor, k: int) -> torch.Tensor:
     return found
 
 
+def other_neighbours(x: torch.Tensor, k: int) -> torch.Tensor:
+    """Labels (n, k) of the smallest D64 to other rows, all finite and more than k, lower labels first among equals."""
+    found = neighbours(x, x, k + 1)
+    # A row with k copies of lower labels may not be among its own neighbours: then the last is one too many.
+    is_self = found == torch.arange(len(x), device=x.device)[:, None]
+    is_self[:, k] |= ~is_self.any(1)
+    return found[~is_self].view(-1, k)
+
+
 def _may_use_float32(x: torch.Tensor) -> bool:
     """Whether a product of float32 on the device of `x` has the accuracy of float32, not that of TF32 or bfloat16."""
     backend = torch.backends.cuda if x.device.type == "cuda" else torch.backends.mkldnn

@@ -16,7 +16,7 @@ from sklearn.utils._param_validation import Interval
 from dcfast import ops
 from dcfast.cluster import arrays
 from dcfast.cluster.base import unfitted_on_error
-from dcfast.cluster.neighbours import neighbours
+from dcfast.cluster.neighbours import other_neighbours
 
 
 class PIC(ClusterMixin, BaseEstimator):
@@ -116,7 +116,9 @@ class PIC(ClusterMixin, BaseEstimator):
             raise ValueError(
                 f"n_neighbors={self.n_neighbors} must be less than n_samples={n}: lower it, or give more rows"
             )
-        nearest, squares = _neighbours_of_others(x, self.n_neighbors)
+        found = other_neighbours(x, self.n_neighbors)
+        squares = torch.stack([ops.point_distances(x, x, label) for label in found.unbind(1)], 1).cpu().numpy()
+        nearest = found.cpu().numpy()
         with np.errstate(over="ignore"):  # which means a weight of 0
             weight = np.exp(-squares / self.sigma / self.sigma)
         # What does not change a sum with 1 is no connection.
@@ -154,17 +156,6 @@ class PIC(ClusterMixin, BaseEstimator):
             if np.array_equal(v, before):
                 return v, iteration
         return v, self.max_iter
-
-
-def _neighbours_of_others(x: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (n, k) of the nearest other rows, and their D64."""
-    found = neighbours(x, x, k + 1)
-    # A row with k copies of lower labels may not be among its own neighbours: then the last is one too many.
-    is_self = found == torch.arange(len(x), device=x.device)[:, None]
-    is_self[:, k] |= ~is_self.any(1)
-    found = found[~is_self].view(-1, k)
-    squares = torch.stack([ops.point_distances(x, x, label) for label in found.unbind(1)], 1)
-    return found.cpu().numpy(), squares.cpu().numpy()
 
 
 def _follow(nearest: np.ndarray, weight: np.ndarray, v: np.ndarray) -> np.ndarray:

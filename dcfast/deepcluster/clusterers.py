@@ -15,6 +15,7 @@ from dcfast import ops
 __all__ = ["KMEANS", "cluster_by", "find_clusterer", "inertia", "takes_number"]
 
 KMEANS = "kmeans"
+_SHORT = {KMEANS: "dcfast.KMeans", "head": "dcfast.ClusterHead", "pic": "dcfast.PIC"}
 
 
 def find_clusterer(name: str, option: str = "clusterer") -> type:
@@ -23,8 +24,9 @@ def find_clusterer(name: str, option: str = "clusterer") -> type:
     Parameters
     ----------
     name : str
-        'kmeans' for dcfast's; a class of `sklearn.cluster` ('AgglomerativeClustering'), or a dotted name of any class
-        with ``fit`` and ``fit_predict`` ('sklearn.cluster.MiniBatchKMeans', 'dcfast.BisectingKMeans').
+        'kmeans', 'head' or 'pic' of dcfast's own; a class of `sklearn.cluster` ('AgglomerativeClustering'), or a dotted
+        name of any class with ``fit`` and ``fit_predict`` ('sklearn.cluster.MiniBatchKMeans',
+        'dcfast.BisectingKMeans').
     option : str
         What errors call it.
 
@@ -34,7 +36,7 @@ def find_clusterer(name: str, option: str = "clusterer") -> type:
         If there is no such class, it cannot be made from its defaults, or it does not cluster points.
     """
     given = f"{option}={name!r}"
-    name = "dcfast.KMeans" if name == KMEANS else name
+    name = _SHORT.get(name, name)
     module, _, plain = name.rpartition(".")
     try:
         if not all(part.isidentifier() for part in name.split(".")):
@@ -42,7 +44,8 @@ def find_clusterer(name: str, option: str = "clusterer") -> type:
         found = getattr(importlib.import_module(module or "sklearn.cluster"), plain, None)
     except ImportError as error:
         raise ValueError(f"{given}: {error}") from None
-    remedy = f"give {KMEANS!r}, a class of sklearn.cluster such as 'MiniBatchKMeans', or the dotted name of one"
+    short = ", ".join(map(repr, _SHORT))
+    remedy = f"give {short}, a class of sklearn.cluster such as 'MiniBatchKMeans', or the dotted name of one"
     if not inspect.isclass(found) or not hasattr(found, "fit_predict"):
         raise ValueError(f"{given} is no class with fit_predict: {remedy}")
     try:
@@ -69,7 +72,7 @@ def _make(found: type, n_clusters: int | None, seed: int) -> Any:
 
 def cluster_by(
     name: str, points: np.ndarray, n_clusters: int | None, seed: int, option: str = "clusterer"
-) -> tuple[np.ndarray, int | None, int]:
+) -> tuple[np.ndarray, int | None, int, torch.nn.Linear | None]:
     """Cluster by the class of that name, with its own defaults.
 
     Parameters
@@ -89,6 +92,8 @@ def cluster_by(
         ``n_iter_`` where there is one.
     n_empty : int
         Clusters asked for that hold no point; 0 where the class finds their number itself.
+    head : torch.nn.Linear or None
+        ``head_`` where there is one: from points to logits of the labels.
 
     Raises
     ------
@@ -106,7 +111,7 @@ def cluster_by(
         )
     iterations = getattr(clusterer, "n_iter_", None)
     n_empty = n_clusters - used if n_clusters is not None and takes_number(found) else 0
-    return labels, None if iterations is None else int(iterations), n_empty
+    return labels, None if iterations is None else int(iterations), n_empty, getattr(clusterer, "head_", None)
 
 
 def inertia(points: Tensor, labels: np.ndarray) -> float:

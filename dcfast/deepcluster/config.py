@@ -81,7 +81,8 @@ class TrainConfig:
     warm_start : bool
         Start k-means from the means of the last clusters in the new features, not from random images (published).
     clusterer : str
-        'kmeans', or a scikit-learn clusterer in its place; see `dcfast.deepcluster.clusterers.find_clusterer`.
+        'kmeans', 'head', 'pic', or a scikit-learn clusterer in its place; see
+        `dcfast.deepcluster.clusterers.find_clusterer`.
     reassign : int
         Epochs from one clustering to the next.
     stop_clustering : int, 'auto' or None

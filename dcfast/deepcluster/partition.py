@@ -16,18 +16,19 @@ import torch
 from rich.table import Table
 from sklearn.preprocessing import normalize as unit_rows
 
-from dcfast import PCAWhiten
+from dcfast import ClusterHead, PCAWhiten
 from dcfast.deepcluster.clusterers import KMEANS, cluster_by, find_clusterer, inertia, takes_number
 from dcfast.deepcluster.embedding import Embedding, new_files, open_embedding
 from dcfast.deepcluster.metrics import ami, ari, cluster_sizes, matched_accuracy, nmi
 from dcfast.deepcluster.page import command, number, page, table
 from dcfast.deepcluster.progress import Display
+from dcfast.deepcluster.rundir import saved
 from dcfast.deepcluster.samples import cluster_samples, size_figure
 from dcfast.deepcluster.trainer import versions
 
-__all__ = ["ASSIGNMENTS", "REPORT", "RESULT", "Partition", "partition"]
+__all__ = ["ASSIGNMENTS", "HEAD", "REPORT", "RESULT", "Partition", "partition"]
 
-ASSIGNMENTS, RESULT, REPORT = "assignments.npz", "clusters.json", "report.html"
+ASSIGNMENTS, RESULT, REPORT, HEAD = "assignments.npz", "clusters.json", "report.html", "head.pt"
 
 _LARGEST_SEED = 2**32 - 1  # that scikit-learn's classes take as random_state
 
@@ -119,7 +120,8 @@ def partition(
     embedding : str or path
         A folder of ``dcfast embed``, or an ``.npy`` file of shape (N, d).
     output : str or path
-        Folder for ``assignments.npz`` (files, cluster, label), ``clusters.json`` and ``report.html``.
+        Folder for ``assignments.npz`` (files, cluster, label), ``clusters.json`` and ``report.html``; of 'head' without
+        ``pca`` also ``head.pt``, the state_dict of a `dcfast.nn.UnitLinear` from features to clusters.
     n_clusters : int, optional
         2 or more; left out for a method that finds the number itself.
     method : str
@@ -155,7 +157,10 @@ def partition(
     if not 0 <= seed <= _LARGEST_SEED:
         raise ValueError(f"seed must be between 0 and {_LARGEST_SEED}, got {seed}")
     display = display or Display()
-    with new_files(output, (ASSIGNMENTS, RESULT, REPORT), overwrite) as (assignments, result, report):
+    # A head on principal components would be of no use without their projection.
+    keeps_head = pca is None and issubclass(find_clusterer(method, "method"), ClusterHead)
+    names = (ASSIGNMENTS, RESULT, REPORT) + (HEAD,) * keeps_head
+    with new_files(output, names, overwrite) as (assignments, result, report, *head_file):
         found = open_embedding(embedding)
         if n_clusters is not None and n_clusters > len(found.features):
             raise ValueError(
@@ -164,7 +169,7 @@ def partition(
         with display.stage(method, 1) as advance:
             points = _prepared(found.features, pca, normalize)
             began = time.perf_counter()
-            labels, iterations, n_empty = cluster_by(method, points, n_clusters, seed, option="method")
+            labels, iterations, n_empty, head = cluster_by(method, points, n_clusters, seed, option="method")
             seconds = time.perf_counter() - began
             advance(1)
         cluster = np.full(len(labels), -1, dtype=np.int64)
@@ -191,6 +196,11 @@ def partition(
         result.write((json.dumps({**about, "versions": versions()}, indent=2) + "\n").encode())
         html = _report(found, cluster, judged, options, Path(output))
         report.write(html.encode(errors="backslashreplace"))  # names of files may be no valid text
+        if head is not None and keeps_head:
+            used = torch.from_numpy(np.unique(labels))  # the outputs by which clusters are numbered
+            head_file[0].write(saved({name: value[used] for name, value in head.state_dict().items()}))
+    if overwrite and not keeps_head:
+        (Path(output) / HEAD).unlink(missing_ok=True)  # of the clusters that were replaced
     return judged
 
 

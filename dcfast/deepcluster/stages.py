@@ -314,7 +314,7 @@ def cluster_points(
             objective, iterations = float(kmeans.inertia_) / n_images, int(kmeans.n_iter_)
             n_empty = n_clusters - len(np.unique(labels))
         else:
-            labels, iterations, n_empty = cluster_by(config.clusterer, reduced.cpu().numpy(), n_clusters, seed)
+            labels, iterations, n_empty, _ = cluster_by(config.clusterer, reduced.cpu().numpy(), n_clusters, seed)
             objective = inertia(reduced, labels) / int(np.sum(labels >= 0))
     assignments = np.full(n_images, NOISE, dtype=np.int64)
     assignments[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]

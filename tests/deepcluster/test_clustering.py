@@ -153,18 +153,20 @@ def test_warm_starts_move_fewer_images(tmp_path):
     assert warm.history[-1]["nmi_previous"] > cold.history[-1]["nmi_previous"]
 
 
-@pytest.mark.parametrize("name", ["AgglomerativeClustering", "sklearn.cluster.MiniBatchKMeans", "dcfast.KMeans"])
+@pytest.mark.parametrize(
+    "name", ["AgglomerativeClustering", "sklearn.cluster.MiniBatchKMeans", "dcfast.KMeans", "head"]
+)
 def test_clusterers_by_name(name):
     features, labels = _features()
     found = stages.cluster_features(features, _resolved(n_clusters=4, clusterer=name), 0, Silent())
     again = stages.cluster_features(features, _resolved(n_clusters=4, clusterer=name), 0, Silent())
     np.testing.assert_array_equal(found.assignments, again.assignments)
     assert moved_points(labels, found.assignments) == 0
-    assert (found.n_empty, (found.iterations is None)) == (0, name == "AgglomerativeClustering")
+    assert (found.n_empty, (found.iterations is None)) == (0, name in ("AgglomerativeClustering", "head"))
 
 
 def test_a_clusterer_that_finds_the_number_of_clusters(tmp_path):
-    trainer = train(tmp_path / "run", **{**TINY, "epochs": 2}, clusterer="dcfast.PIC")
+    trainer = train(tmp_path / "run", **{**TINY, "epochs": 2}, clusterer="pic")
     sizes = np.bincount(trainer.assignments)
     assert len(sizes) >= 2
     assert sizes.min() > 1

@@ -6,21 +6,23 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import AgglomerativeClustering
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, homogeneity_score
 from sklearn.preprocessing import normalize
 from support.training import Silent
 from support.vit import PATCH, WIDTH, make
 from typer.testing import CliRunner
 
-from dcfast import KMeans, PCAWhiten
+from dcfast import ClusterHead, KMeans, PCAWhiten
 from dcfast.cli import app
 from dcfast.deepcluster import export, load_run
 from dcfast.deepcluster.embed import embed
 from dcfast.deepcluster.embedding import open_embedding
+from dcfast.deepcluster.metrics import matched_accuracy
 from dcfast.deepcluster.models import MicroAlexNet, ResNet, SmallConvNet
 from dcfast.deepcluster.partition import partition
 from dcfast.deepcluster.vit import ViT
 from dcfast.deepcluster.weights import load_network
+from dcfast.nn import UnitLinear
 
 EMBEDDED = ["embedding.json", "features.npy", "images.npz"]
 CLUSTERED = ["assignments.npz", "clusters.json", "report.html"]
@@ -370,4 +372,65 @@ def test_the_output_is_no_file(vit, tmp_path, dcfast):
 
 def test_help_names_what_it_takes(dcfast):
     assert "DINOv2" in dcfast("embed", "--help").output
-    assert "a scikit-learn clusterer" in dcfast("cluster", "--help").output
+    assert "kmeans, head, pic" in dcfast("cluster", "--help").output
+
+
+def separate(n=400):
+    """Features of four groups, and the group of each."""
+    classes = np.repeat(np.arange(4), n // 4)
+    noise = np.random.default_rng(0).normal(size=(n, 16))
+    return (8 * np.eye(4, 16)[classes] + noise).astype(np.float32), classes
+
+
+@pytest.mark.parametrize(("method", "number"), [("head", 4), ("pic", None)])
+def test_methods_of_our_own_find_separate_groups(tmp_path, method, number):
+    features, classes = separate()
+    np.save(tmp_path / "x.npy", features)
+    options = {"n_clusters": number, "method": method, "pca": 3, "normalize": True, "display": Silent()}
+    found = partition(tmp_path / "x.npy", tmp_path / "out", **options)
+    cluster = np.load(tmp_path / "out" / "assignments.npz")["cluster"]
+    assert homogeneity_score(classes, cluster) > 0.99
+    assert found.n_clusters >= 4 if number is None else found.n_clusters == 4
+    assert _files(tmp_path / "out") == CLUSTERED  # no head without its principal components
+    again = partition(tmp_path / "x.npy", tmp_path / "again", **options)
+    assert again.inertia == found.inertia
+
+
+def test_a_network_and_its_head_give_the_clusters_of_the_images(embedded, vit, tmp_path):
+    partition(embedded, tmp_path / "out", n_clusters=5, method="head", display=Silent())
+    data = open_embedding(embedded).images()
+    network, _ = load_network(vit)
+    head = UnitLinear(network.feature_dim, 5)
+    head.load_state_dict(torch.load(tmp_path / "out" / "head.pt"))
+    with torch.inference_mode():
+        logits = head(network.forward_features(torch.stack([data.eval_image(index) for index in range(200)])))
+    cluster = np.load(tmp_path / "out" / "assignments.npz")["cluster"]
+    assert (logits.argmax(1).numpy() == cluster).mean() > 0.98  # features are rounded otherwise in other batches
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_the_head_gives_the_clusters_of_the_features(tmp_path, dcfast, monkeypatch, empty):
+    features, classes = separate()
+    np.save(tmp_path / "x.npy", features)
+    words = ["cluster", tmp_path / "x.npy", "--output", tmp_path / "out", "--n-clusters", 4, "--overwrite"]
+    if empty:  # a cluster without images has no number, hence no output
+        words[words.index(4)] = 5
+        train = ClusterHead._train
+
+        def never_the_second(*given):
+            weights, biases = train(*given)
+            biases[:, 1] = -1e6
+            return weights, biases
+
+        monkeypatch.setattr(ClusterHead, "_train", never_the_second)
+    done = dcfast(*words, "--method", "head")
+    assert ("1 │ empty" in done.output) == empty
+    assert done.exit_code == 0, done.output
+    assert _files(tmp_path / "out") == sorted([*CLUSTERED, "head.pt"])
+    layer = UnitLinear(16, 4)
+    layer.load_state_dict(torch.load(tmp_path / "out" / "head.pt"))
+    cluster = np.load(tmp_path / "out" / "assignments.npz")["cluster"]
+    np.testing.assert_array_equal(layer(torch.from_numpy(features)).argmax(1), cluster)
+    assert matched_accuracy(classes, cluster) > 0.95
+    assert dcfast(*words).exit_code == 0
+    assert _files(tmp_path / "out") == CLUSTERED  # the head of other clusters is gone

@@ -1,0 +1,71 @@
+"""The loss of clusterings by which neighbours share a cluster, and its gradient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from dcfast.cluster.neighbours import BLOCK_BYTES
+
+
+def pair_loss(log_p: torch.Tensor, neighbours: torch.Tensor, beta: float) -> torch.Tensor:
+    """Return minus the mean pointwise mutual information of rows and their neighbours.
+
+    With p_i the probabilities of row i and m their mean over all rows, the mean over all pairs of neighbours (i, j) of
+
+        -log(sum_c (p_ic p_jc)^beta / m_c)
+
+    Parameters
+    ----------
+    log_p : Tensor of shape (n, k)
+        Logarithms of the probabilities.
+    neighbours : Tensor of shape (n, n_neighbors), int64
+        Rows of `log_p`.
+    beta : float
+        From 0.5, where it favours no cluster and all probabilities may be equal, to 1.
+
+    Returns
+    -------
+    Tensor of shape (), float64
+        Between -log(k) and 0 for beta = 1.
+    """
+    n, k = log_p.shape
+    log_m = log_p.logsumexp(0) - math.log(n)
+    total = torch.zeros((), dtype=torch.float64, device=log_p.device)
+    step = max(1, BLOCK_BYTES // (log_p.element_size() * k * neighbours.shape[1]))
+    for own, others in zip(log_p.split(step), neighbours.split(step), strict=True):
+        total -= ((own[:, None] + log_p[others]).mul_(beta) - log_m).logsumexp(2).double().sum()
+    return total / neighbours.numel()
+
+
+def pair_gradient(logits: torch.Tensor, beta: float) -> torch.Tensor:
+    """Return the gradient of the mean loss of pairs, the probabilities' mean m being that of both rows of all pairs.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (2, n_pairs, n_heads, k)
+        Of the two rows of every pair, for each of several heads.
+    beta : float
+
+    Returns
+    -------
+    Tensor of the shape of `logits`
+        Each head's is that of its own loss.
+
+    Notes
+    -----
+    With r the share of each cluster in the sum of `pair_loss`, R its mean over the pairs and q = p / m it is
+
+        (beta (p - r) + (q R - p <q, R>) / 2) / n_pairs
+
+    the second part being that of m. All is computed from logarithms: a cluster that no row has any probability of
+    keeps a finite q, and a share r from which it can grow again.
+    """
+    n_pairs = logits.shape[1]
+    log_p = logits.log_softmax(3)
+    log_m = log_p.logsumexp((0, 1)) - math.log(2 * n_pairs)
+    p, q = log_p.exp(), (log_p - log_m).exp()
+    r = ((log_p[0] + log_p[1]).mul_(beta) - log_m).softmax(2)
+    qr = q.mul_(r.mean(0))
+    return (p - r).mul_(beta).add_(qr - p * qr.sum(3, keepdim=True), alpha=0.5).div_(n_pairs)
