@@ -19,14 +19,14 @@ from dcfast.deepcluster.embedding import DESCRIPTION, FEATURES, IMAGES, new_file
 from dcfast.deepcluster.progress import Display
 from dcfast.deepcluster.stages import feature_batches
 from dcfast.deepcluster.trainer import Data, data_workers, look, out_of_memory, versions
-from dcfast.deepcluster.weights import load_network
+from dcfast.deepcluster.weights import load_network, wrap_network
 
 __all__ = ["embed"]
 
 
 def embed(
     data: Data,
-    weights: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | torch.nn.Module,
     output: str | os.PathLike[str],
     *,
     image_size: int | None = None,
@@ -45,14 +45,16 @@ def embed(
     ----------
     data : 'digits', a folder, or a torch Dataset
         The images.
-    weights : str or path
+    weights : str, path or torch.nn.Module
         What `dcfast.deepcluster.weights.load_network` reads: a run, an export, a published checkpoint of DeepCluster's
-        networks or torchvision's, or one of a vision transformer (DINO, DINOv2, DeiT, MAE, timm).
+        networks or torchvision's, or one of a vision transformer (DINO, DINOv2, DeiT, MAE, timm). Or any network, with
+        its weights, that takes (N, 3, H, W) float images, normalised with the ImageNet mean and standard deviation, and
+        returns their features: a copy of it is used.
     output : str or path
         Folder for ``features.npy`` (float32, (N, d)), ``images.npz`` (files, label, class_names) and
         ``embedding.json`` (what made it).
     image_size : int, optional
-        Side of the crops; by default what `load_network` says.
+        Side of the crops; by default what `load_network` says, and 224 for a network of your own.
     batch_size, workers, device, precision, limit, seed
         As of `dcfast.deepcluster.TrainConfig`.
     overwrite : bool
@@ -92,7 +94,12 @@ def embed(
     )
     place, display = find_device(device), display or Display()
     with new_files(output, (FEATURES, IMAGES, DESCRIPTION), overwrite) as (features, images, description):
-        model, side = load_network(weights, image_size)
+        if isinstance(weights, torch.nn.Module):
+            model, side = wrap_network(weights, image_size)
+            path, network = None, type(weights).__name__
+        else:
+            model, side = load_network(weights, image_size)
+            path, network = os.path.abspath(weights), type(model).__name__
         found = look(data, config, display, Ranks())
         found.image_size = side
         config = dataclasses.replace(config, image_size=side, workers=data_workers(found.source, workers))
@@ -114,7 +121,7 @@ def embed(
                 rows = batch.float().cpu().numpy()
                 if not np.isfinite(rows).all():
                     remedy = "" if precision == "float32" else ": use --precision float32"
-                    raise FloatingPointError(f"the features of {weights} are not finite{remedy}")
+                    raise FloatingPointError(f"the features of {path or network} are not finite{remedy}")
                 features.write(rows.tobytes())
         np.savez(
             images,
@@ -124,8 +131,8 @@ def embed(
             class_names=np.array(found.class_names, dtype=np.str_),
         )
         about = {
-            "weights": os.path.abspath(weights),
-            "network": type(model).__name__,
+            "weights": path,
+            "network": network,
             "image_size": side,
             "precision": precision,
             "data": describe_source(found),

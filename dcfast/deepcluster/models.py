@@ -362,6 +362,22 @@ class CustomBackbone(Backbone):
         ValueError
             If it has another width.
         """
+        features = self.outputs(images)
+        if features.shape[1] != self.feature_dim:
+            raise ValueError(
+                f"the backbone returns {features.shape[1]} features per image of {images.shape[-1]} pixels, got "
+                f"feature_dim={self.feature_dim}"
+            )
+        return features
+
+    def outputs(self, images: Tensor) -> Tensor:
+        """Return what the network makes of the images, a row for each, whatever its width.
+
+        Raises
+        ------
+        TypeError
+            If it is no tensor.
+        """
         # In rows, as torch makes images: networks that call `view` on their maps rely on it.
         output = self.network(_normalised(images, self.mean, self.std).contiguous())
         if not isinstance(output, Tensor):
@@ -369,13 +385,7 @@ class CustomBackbone(Backbone):
                 f"the backbone returns a {type(output).__name__}, not a tensor of features: wrap it in a module that "
                 "returns them alone"
             )
-        features = output.flatten(1)
-        if features.shape[1] != self.feature_dim:
-            raise ValueError(
-                f"the backbone returns {features.shape[1]} features per image of {images.shape[-1]} pixels, got "
-                f"feature_dim={self.feature_dim}"
-            )
-        return features
+        return output.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the top layer takes: `forward_features`."""

@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -183,7 +184,7 @@ def feature_batches(
     Tensor of shape (batch, model.feature_dim)
         On the device of the model, in float32 or the precision of ``config``.
     """
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device  # a network need not have parameters
     crops = CentreCrops(data, _part(config), members, config.scale_on == "device")
     batches = Batches(crops, _required(config.workers), device)
     model.eval()

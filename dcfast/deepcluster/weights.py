@@ -22,7 +22,7 @@ from dcfast.deepcluster.run import Run, initial_model, load_run
 from dcfast.deepcluster.rundir import FORMATS, RunDir, decoded, saved
 from dcfast.deepcluster.vit import ViT, is_vit, vit_state
 
-__all__ = ["FORMATS", "export", "load_network", "load_weights"]
+__all__ = ["FORMATS", "export", "load_network", "load_weights", "wrap_network"]
 
 # What sits around the network in published files; torchvision's VGG-16 counts its top layer as part of the classifier.
 _AROUND = ("top_layer.", "fc.", "classifier.6.", "sobel.")
@@ -101,6 +101,41 @@ def load_network(path: str | os.PathLike[str], image_size: int | None = None) ->
         raise ValueError(
             f"image_size={size} does not fit the network of {path}: leave --image-size out, or give what it was "
             "trained with"
+        ) from error
+    return model, size
+
+
+def wrap_network(network: torch.nn.Module, image_size: int | None = None) -> tuple[FeatureExtractor, int]:
+    """Return a copy of any network that takes (N, 3, H, W) images normalised with the ImageNet mean and deviation.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Returns features: a tensor of a row per image, or what flattens to it.
+    image_size : int, optional
+        Side of the images that it is to take, 224 by default.
+
+    Returns
+    -------
+    network : FeatureExtractor
+        On the CPU, in eval mode.
+    image_size : int
+
+    Raises
+    ------
+    TypeError
+        If it returns no tensor.
+    ValueError
+        If it takes no images of that size.
+    """
+    size = _SIDES_OF_OTHERS[0] if image_size is None else image_size
+    model = CustomBackbone(network, feature_dim=0).cpu().eval()
+    try:
+        with torch.inference_mode():
+            model.feature_dim = model.outputs(torch.zeros(1, 3, size, size)).shape[1]
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"image_size={size} does not fit the {type(network).__name__} ({error}): give the side that it takes"
         ) from error
     return model, size
 

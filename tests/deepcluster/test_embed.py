@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score, homogeneity_score
 from sklearn.preprocessing import normalize
@@ -22,7 +23,7 @@ from dcfast.deepcluster.models import MicroAlexNet, ResNet, SmallConvNet
 from dcfast.deepcluster.partition import partition
 from dcfast.deepcluster.vit import ViT
 from dcfast.deepcluster.weights import load_network
-from dcfast.nn import UnitLinear
+from dcfast.nn import IMAGENET_MEAN, IMAGENET_STD, UnitLinear
 
 EMBEDDED = ["embedding.json", "features.npy", "images.npz"]
 CLUSTERED = ["assignments.npz", "clusters.json", "report.html"]
@@ -362,6 +363,51 @@ def test_an_interruption_of_clustering_leaves_nothing(embedded, tmp_path, dcfast
     done = dcfast("cluster", embedded, "--output", tmp_path / "out", "--n-clusters", 3)
     assert (done.exit_code, "interrupted; nothing was written" in done.stderr) == (130, True)
     assert not (tmp_path / "out").exists()
+
+
+class Means(torch.nn.Module):
+    """The colours of four by four regions, of an image of any size that these divide."""
+
+    def forward(self, images):
+        assert not self.training
+        return torch.nn.functional.adaptive_avg_pool2d(images, 4)
+
+
+def test_any_network_embeds(tmp_path):
+    (tmp_path / "images").mkdir()
+    colours = np.random.default_rng(0).integers(0, 256, (9, 3))
+    for number, colour in enumerate(colours):
+        Image.new("RGB", (20, 30), tuple(colour.tolist())).save(tmp_path / "images" / f"{number}.png")
+    network = Means().train()
+    shape = embed(tmp_path / "images", network, tmp_path / "out", image_size=16, batch_size=5, display=Silent())
+    assert (shape, network.training) == ((9, 48), True)
+    found = open_embedding(tmp_path / "out")
+    assert found.description["weights"] is None
+    assert (found.description["network"], found.description["image_size"]) == ("Means", 16)
+    normal = (colours / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    np.testing.assert_allclose(found.features, normal.repeat(16, axis=1), rtol=1e-5, atol=1e-6)
+    partition(tmp_path / "out", tmp_path / "clusters", n_clusters=3, display=Silent())
+    assert "Means" in (tmp_path / "clusters" / "report.html").read_text()
+
+
+def test_networks_of_no_use(tmp_path):
+    with pytest.raises(ValueError, match=r"image_size=37 does not fit the Linear .*: give the side that it takes"):
+        embed("digits", torch.nn.Linear(5, 2), tmp_path / "out", image_size=37, display=Silent())
+    with pytest.raises(TypeError, match="returns a dict, not a tensor of features"):
+        embed("digits", Boxed(), tmp_path / "out", display=Silent())
+    with pytest.raises(FloatingPointError, match="the features of Diverged are not finite"):
+        embed("digits", Diverged(), tmp_path / "out", image_size=8, limit=9, display=Silent())
+    assert not (tmp_path / "out").exists()
+
+
+class Boxed(torch.nn.Module):
+    def forward(self, images):
+        return {"features": images}
+
+
+class Diverged(torch.nn.Module):
+    def forward(self, images):
+        return images * torch.nan
 
 
 def test_the_output_is_no_file(vit, tmp_path, dcfast):
