@@ -346,8 +346,9 @@ def cluster(
             overwrite=overwrite,
         )
     Console().print(found.table())
-    for what, name in (("report", partition.REPORT), ("assignments", partition.ASSIGNMENTS)):
-        _say(f"{what:>12}  {output / name}")
+    for what, name in (("report", partition.REPORT), ("assignments", partition.ASSIGNMENTS), ("head", partition.HEAD)):
+        if (output / name).exists():
+            _say(f"{what:>12}  {output / name}")
 
 
 @app.command()

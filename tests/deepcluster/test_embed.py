@@ -471,6 +471,7 @@ def test_the_head_gives_the_clusters_of_the_features(tmp_path, dcfast, monkeypat
         monkeypatch.setattr(ClusterHead, "_train", never_the_second)
     done = dcfast(*words, "--method", "head")
     assert ("1 │ empty" in done.output) == empty
+    assert f"head  {tmp_path / 'out' / 'head.pt'}" in done.output
     assert done.exit_code == 0, done.output
     assert _files(tmp_path / "out") == sorted([*CLUSTERED, "head.pt"])
     layer = UnitLinear(16, 4)
