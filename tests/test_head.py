@@ -67,19 +67,19 @@ def test_the_least_loss_is_that_of_equal_certain_clusters():
 @pytest.mark.parametrize("k", [1, 2, 9])
 def test_gradient_is_that_of_the_loss(beta, k):
     draw = torch.Generator().manual_seed(1)
-    logits = (2 * torch.randn(2, 12, 3, k, generator=draw, dtype=torch.float64)).requires_grad_()
-    p = logits.softmax(3)
-    losses = [loss_by_definition(p[0, :, h], p[1, :, h], p[:, :, h].mean((0, 1)), beta) for h in range(3)]
+    logits = (2 * torch.randn(3, k, 2, 12, generator=draw, dtype=torch.float64)).requires_grad_()
+    p = logits.softmax(1)
+    losses = [loss_by_definition(own[:, 0].T, own[:, 1].T, own.mean((1, 2)), beta) for own in p]
     (expected,) = torch.autograd.grad(torch.stack(losses).sum(), logits)
     torch.testing.assert_close(pair_gradient(logits.detach(), beta), expected, rtol=1e-10, atol=1e-14)
 
 
 def test_an_empty_cluster_keeps_a_finite_gradient():
-    logits = torch.zeros(2, 6, 1, 3)
-    logits[..., 2] = -300  # whose probability is 0 in float32
+    logits = torch.zeros(1, 3, 2, 6)
+    logits[:, 2] = -300  # whose probability is 0 in float32
     slope = pair_gradient(logits, 0.6)
     assert slope.isfinite().all()
-    assert pair_loss(logits[0, :, 0].log_softmax(1), torch.arange(6)[:, None], 0.6).isfinite()
+    assert pair_loss(logits[0, :, 0].T.log_softmax(1), torch.arange(6)[:, None], 0.6).isfinite()
 
 
 @pytest.mark.parametrize("unit", [True, False])

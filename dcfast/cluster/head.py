@@ -234,9 +234,9 @@ class ClusterHead(ClusterMixin, BaseEstimator):
             others = near.gather(1, column)[:, 0]
             for batch in torch.randperm(n, generator=draw).to(x.device).tensor_split(n_batches):
                 pairs = x[torch.cat([batch, others[batch]])]
-                logits = torch.addmm(bias, pairs, weight.T).view(2, len(batch), *shape)
-                slope = pair_gradient(logits, self.beta).view(len(pairs), -1)
-                weight.grad, bias.grad = slope.T @ pairs, slope.sum(0)
+                logits = torch.addmm(bias[:, None], weight, pairs.T).view(*shape, 2, len(batch))
+                slope = pair_gradient(logits, self.beta).view(-1, len(pairs))
+                weight.grad, bias.grad = slope @ pairs, slope.sum(1)
                 adam.param_groups[0]["lr"] = self.learning_rate / d * (1 + math.cos(math.pi * step / n_steps)) / 2
                 adam.step()
                 step += 1
