@@ -77,7 +77,10 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         "50,000 images, 24 epochs": {"limit": 50_000, "epochs": 24, "lr_schedule": "cosine"},
     },
     "Learning rate": {"cosine": {"lr_schedule": "cosine"}},
-    "Another clustering": {"PIC": {"clusterer": "dcfast.PIC", "n_clusters": None, "pca": 32}},
+    "Another clustering": {
+        "PIC": {"clusterer": "dcfast.PIC", "n_clusters": None, "pca": 32},
+        "clustering head": {"clusterer": "dcfast.ClusterHead"},
+    },
 }
 
 # The same network untrained.
@@ -89,6 +92,7 @@ UNTRAINED = {
     "50,000 images, 24 epochs": "untrained, normalised",
     "cosine": "untrained, normalised",
     "PIC": "untrained, normalised",
+    "clustering head": "untrained, normalised",
 }
 
 
