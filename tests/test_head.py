@@ -211,6 +211,12 @@ def test_columns_of_any_scale_without_normalizing():
         assert adjusted_rand_score(y, quick(normalize=False).fit_predict(factor * x + factor)) > 0.95
 
 
+def test_callback_is_told_every_epoch():
+    told = []
+    quick(epochs=3, callback=told.append).fit(blobs()[0])
+    assert told == [1, 2, 3]
+
+
 def test_verbose_tells_the_losses(capsys):
     model = quick(epochs=1, verbose=1).fit(blobs()[0])
     assert f"loss {model.loss_:.4f}, all [" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
@@ -65,6 +66,8 @@ class ClusterHead(ClusterMixin, BaseEstimator):
         lengths tell clusters apart.
     verbose : int, default=0
         Show a bar of the epochs, and the losses.
+    callback : callable, optional
+        Called with the number of epochs that are done after every one.
     random_state : int, RandomState instance or None, default=None
     device : str or torch.device, optional
         What trains the heads, if not the device that X is on.
@@ -119,6 +122,7 @@ class ClusterHead(ClusterMixin, BaseEstimator):
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "normalize": ["boolean"],
         "verbose": ["verbose"],
+        "callback": [callable, None],
         "random_state": ["random_state"],
         "device": [str, torch.device, None],
     }
@@ -135,6 +139,7 @@ class ClusterHead(ClusterMixin, BaseEstimator):
         learning_rate: float = 6.0,
         normalize: bool = True,
         verbose: int = 0,
+        callback: Callable[[int], None] | None = None,
         random_state: Any = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -147,6 +152,7 @@ class ClusterHead(ClusterMixin, BaseEstimator):
         self.learning_rate = learning_rate
         self.normalize = normalize
         self.verbose = verbose
+        self.callback = callback
         self.random_state = random_state
         self.device = device
 
@@ -229,7 +235,7 @@ class ClusterHead(ClusterMixin, BaseEstimator):
         adam = torch.optim.Adam([weight, bias], fused=True)
         n_batches = -(-n // self.batch_size)
         n_steps, step = self.epochs * n_batches, 0
-        for _ in track(range(self.epochs), "Clustering head", disable=not self.verbose):
+        for epoch in track(range(self.epochs), "Clustering head", disable=not self.verbose):
             column = torch.randint(near.shape[1], (n, 1), generator=draw).to(x.device)
             others = near.gather(1, column)[:, 0]
             for batch in torch.randperm(n, generator=draw).to(x.device).tensor_split(n_batches):
@@ -240,6 +246,8 @@ class ClusterHead(ClusterMixin, BaseEstimator):
                 adam.param_groups[0]["lr"] = self.learning_rate / d * (1 + math.cos(math.pi * step / n_steps)) / 2
                 adam.step()
                 step += 1
+            if self.callback is not None:
+                self.callback(epoch + 1)
         return weight.view(*shape, d), bias.view(shape)
 
     def _rows(self, X: Any, *, reset: bool) -> torch.Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dcfast import ops
+from dcfast import ClusterHead, KMeans, ops
 
 __all__ = ["KMEANS", "cluster_by", "find_clusterer", "inertia", "takes_number"]
 
@@ -63,15 +65,20 @@ def takes_number(found: type) -> bool:
     return "n_clusters" in inspect.signature(found).parameters
 
 
-def _make(found: type, n_clusters: int | None, seed: int) -> Any:
+def _make(found: type, n_clusters: int | None, seed: int, callback: Callable[..., None] | None = None) -> Any:
     """Make a clusterer with its own defaults, and these options where it takes them."""
-    given = {"n_clusters": n_clusters, "random_state": seed}
+    given = {"n_clusters": n_clusters, "random_state": seed} | ({} if callback is None else {"callback": callback})
     takes = inspect.signature(found).parameters
     return found(**{option: value for option, value in given.items() if option in takes})
 
 
 def cluster_by(
-    name: str, points: np.ndarray, n_clusters: int | None, seed: int, option: str = "clusterer"
+    name: str,
+    points: np.ndarray,
+    n_clusters: int | None,
+    seed: int,
+    option: str = "clusterer",
+    advance: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, int | None, int, torch.nn.Linear | None]:
     """Cluster by the class of that name, with its own defaults.
 
@@ -83,6 +90,8 @@ def cluster_by(
     n_clusters, seed : int
         Given as ``n_clusters`` and ``random_state`` where the class takes them; the former may be None for a class that
         finds the number itself.
+    advance : callable, optional
+        Called with 1 after each iteration of dcfast's `KMeans` and each epoch of its `ClusterHead`.
 
     Returns
     -------
@@ -101,7 +110,10 @@ def cluster_by(
         As `find_clusterer`, and if it finds fewer than two clusters.
     """
     found = find_clusterer(name, option)
-    clusterer = _make(found, n_clusters, seed)
+    callback: Callable[..., None] | None = None
+    if advance is not None and issubclass(found, (KMeans, ClusterHead)):  # what others call a callback may be anything
+        callback = functools.partial(_count, advance)
+    clusterer = _make(found, n_clusters, seed, callback)
     labels = np.asarray(clusterer.fit_predict(points))
     used = len(np.unique(labels[labels >= 0]))
     if used < 2:
@@ -112,6 +124,10 @@ def cluster_by(
     iterations = getattr(clusterer, "n_iter_", None)
     n_empty = n_clusters - used if n_clusters is not None and takes_number(found) else 0
     return labels, None if iterations is None else int(iterations), n_empty, getattr(clusterer, "head_", None)
+
+
+def _count(advance: Callable[[int], None], *_: int) -> None:
+    advance(1)
 
 
 def inertia(points: Tensor, labels: np.ndarray) -> float:

@@ -166,12 +166,11 @@ def partition(
             raise ValueError(
                 f"n_clusters={n_clusters} needs at least as many images, got {len(found.features)}: lower --n-clusters"
             )
-        with display.stage(method, 1) as advance:
+        with display.stage(method, None) as advance:
             points = _prepared(found.features, pca, normalize)
             began = time.perf_counter()
-            labels, iterations, n_empty, head = cluster_by(method, points, n_clusters, seed, option="method")
+            labels, iterations, n_empty, head = cluster_by(method, points, n_clusters, seed, "method", advance)
             seconds = time.perf_counter() - began
-            advance(1)
         cluster = np.full(len(labels), -1, dtype=np.int64)
         cluster[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]  # numbered without gaps
         sizes = cluster_sizes(cluster)

@@ -48,8 +48,8 @@ class Display:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Advance]:
-        """Show a bar for a stage of ``total`` steps, gone when the block ends.
+    def stage(self, name: str, total: int | None) -> Iterator[Advance]:
+        """Show a bar for a stage of ``total`` steps, None if nobody knows; gone when the block ends.
 
         Yields
         ------

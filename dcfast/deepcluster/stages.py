@@ -294,8 +294,9 @@ def cluster_points(
     device = torch.device(config.device)
     seed = seed_for(config.seed, Stream.KMEANS, epoch, bits=31)
     iterations: int | None
-    with display.stage(config.clusterer, config.kmeans_iterations) as advance:
-        if config.clusterer == KMEANS:
+    is_kmeans = config.clusterer == KMEANS
+    with display.stage(config.clusterer, config.kmeans_iterations if is_kmeans else None) as advance:
+        if is_kmeans:
             kmeans = KMeans(
                 n_clusters,
                 init="random"
@@ -315,7 +316,8 @@ def cluster_points(
             objective, iterations = float(kmeans.inertia_) / n_images, int(kmeans.n_iter_)
             n_empty = n_clusters - len(np.unique(labels))
         else:
-            labels, iterations, n_empty, _ = cluster_by(config.clusterer, reduced.cpu().numpy(), n_clusters, seed)
+            rows = reduced.cpu().numpy()
+            labels, iterations, n_empty, _ = cluster_by(config.clusterer, rows, n_clusters, seed, advance=advance)
             objective = inertia(reduced, labels) / int(np.sum(labels >= 0))
     assignments = np.full(n_images, NOISE, dtype=np.int64)
     assignments[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]

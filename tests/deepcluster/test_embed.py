@@ -1,5 +1,6 @@
 """Features by a trained network, and their clusters: what is written, and what is not."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -353,6 +354,29 @@ def test_a_damaged_embedding_is_refused(embedded, tmp_path, dcfast):
     assert "holds 200 features of 1 images" in dcfast(*words).stderr
     (embedded / "embedding.json").write_text("{}")
     assert "embedding.json is damaged" in dcfast(*words).stderr
+
+
+class Counting(Silent):
+    """Counts the steps of its stages."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    @contextlib.contextmanager
+    def stage(self, name, total):
+        def advance(count, note=""):
+            self.steps += count
+
+        yield advance
+
+
+@pytest.mark.parametrize(("method", "least"), [("kmeans", 2), ("head", 50), ("AgglomerativeClustering", 0)])
+def test_progress_of_clustering(embedded, tmp_path, method, least):
+    display = Counting()
+    partition(embedded, tmp_path / "out", n_clusters=3, method=method, display=display)
+    assert display.steps >= least
+    assert (display.steps > 0) == (least > 0)
 
 
 def test_an_interruption_of_clustering_leaves_nothing(embedded, tmp_path, dcfast, monkeypatch):
