@@ -120,6 +120,12 @@ def test_products_of_reduced_precision_are_not_trusted():
         torch.set_float32_matmul_precision(before)
 
 
+def test_autocast_makes_no_product_coarser():
+    groups = 10 * np.repeat(normal(30, 64), 50, 0) + normal(1500, 64, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_exact(groups[:200].astype("float32"), groups.astype("float32"), 5)
+
+
 def test_float32_proves_most_rows(monkeypatch):
     """The pass in double is for the few: a bound that is far too wide would be right, but slow."""
     searched = []

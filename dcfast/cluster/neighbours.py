@@ -118,7 +118,9 @@ class _LowerBounds:
         values, labels = operand[:, :0], torch.empty(len(x), 0, dtype=torch.int64, device=x.device)
         step = BLOCK_BYTES // (_BLOCK_ROWS * operand.element_size())
         for start in range(0, n, step):
-            some = _smallest(operand @ self.operand[start : start + step].T, count)
+            with torch.autocast(x.device.type, enabled=False):  # whose products are coarser than the bound
+                scores = operand @ self.operand[start : start + step].T
+            some = _smallest(scores, count)
             values, labels = torch.cat([values, some.values], 1), torch.cat([labels, some.indices + start], 1)
             if labels.shape[1] > count:
                 values, best = torch.topk(values, count, dim=1, largest=False)
