@@ -6,7 +6,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.utils.estimator_checks import check_estimator
 
-from dcfast import PCAWhiten
+from dcfast import PIC, ClusterHead, PCAWhiten
 
 
 def data(n=500, d=12, dtype=np.float64):
@@ -147,3 +147,13 @@ def test_the_layout_of_the_rows_changes_no_projection(n_components):
 def test_errors_name_the_argument(X, n_components, match):
     with pytest.raises(ValueError, match=match):
         PCAWhiten(n_components).fit(X)
+
+
+@pytest.mark.parametrize("estimator", [PCAWhiten(2), PIC(), ClusterHead(2)], ids=lambda value: type(value).__name__)
+def test_tensors_of_no_use(estimator):
+    X = torch.tensor(data(20))
+    for bad in (X.to_sparse(), X.to("meta")):
+        with pytest.raises(TypeError, match=r"X is a torch\..* tensor on .*: expected a dense one with data"):
+            estimator.fit(bad)
+    with pytest.raises(ValueError, match=r"Complex data not supported: X has dtype torch\.complex128"):
+        estimator.fit(X + 0j)

@@ -82,9 +82,11 @@ def as_points(estimator: BaseEstimator, X: Any, *, reset: bool) -> torch.Tensor:
 
     Raises
     ------
+    TypeError
+        If `X` is sparse or has no data.
     ValueError
-        If `X` is not two-dimensional, too small, of another number of features than in fit, or not finite; the
-        message counts the non-finite elements and names the first.
+        If `X` is not two-dimensional, too small, complex, of another number of features than in fit, or not finite;
+        the message counts the non-finite elements and names the first.
     """
     if is_foreign(X):
         X = torch.from_dlpack(X)
@@ -104,12 +106,17 @@ def as_points(estimator: BaseEstimator, X: Any, *, reset: bool) -> torch.Tensor:
         raise ValueError(f"X has shape {tuple(X.shape)}: expected (n_samples, n_features); reshape it")
     if X.shape[0] < 1 or X.shape[1] < 1:
         raise ValueError(f"X has shape {tuple(X.shape)}: expected at least 1 sample(s) and 1 feature")
-    if X.dtype not in FLOATS:
-        X = X.double()
-    X = X.detach()
+    check_dense(X)
+    X = X.detach().to(float_dtype(X))
     check_features(estimator, X.shape[1], reset)
     check_finite(X, "X")
     return X
+
+
+def check_dense(X: torch.Tensor) -> None:
+    """Raise TypeError for a tensor that is sparse or has no data."""
+    if X.layout != torch.strided or X.is_meta:
+        raise TypeError(f"X is a {X.layout} tensor on {X.device}: expected a dense one with data; use .to_dense()")
 
 
 def check_features(estimator: Any, n_features: int, reset: bool) -> None:

@@ -133,8 +133,8 @@ def _open(
     if isinstance(X, Iterator):
         raise TypeError("X is an iterator, which can be read only once: pass a function that returns one")
     answer = arrays.answer_like(X)
-    if isinstance(X, torch.Tensor) and (X.layout != torch.strided or X.is_meta):
-        raise TypeError(f"X is a {X.layout} tensor on {X.device}: expected a dense one with data; use .to_dense()")
+    if isinstance(X, torch.Tensor):
+        arrays.check_dense(X)
     if _needs_no_conversion(estimator, X, reset):
         estimator.n_features_in_ = X.shape[1]
     elif not isinstance(X, (torch.Tensor, np.memmap)) and not arrays.is_foreign(X):
