@@ -171,6 +171,32 @@ def test_same_bits_from_the_same_state(fitted):
     assert not torch.equal(other.head_.weight, fitted.head_.weight)
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_modes_around_a_fit_change_no_bit(fitted, mode):
+    x, _ = blobs()
+    with mode():
+        again = clone(fitted).fit(x)
+        proba = again.predict_proba(x.astype("float32"))
+    assert torch.equal(again.head_.weight, fitted.head_.weight)
+    np.testing.assert_array_equal(proba, fitted.predict_proba(x.astype("float32")))
+    again.head_(torch.tensor(x).float()).square().sum().backward()
+    assert again.head_.weight.grad.abs().max() > 0
+
+
+def test_the_default_device_is_not_that_of_the_draws(fitted):
+    x, _ = blobs()
+    with torch.device("meta"):
+        again = clone(fitted).fit(x)
+    assert torch.equal(again.head_.weight, fitted.head_.weight)
+
+
+def test_numbers_of_numpy_s_small_types(fitted):
+    small = {name: np.uint8(getattr(fitted, name)) for name in ("n_clusters", "n_neighbors", "n_heads", "epochs")}
+    x, _ = blobs()
+    again = quick(**small, batch_size=np.uint8(200)).fit(x)
+    assert torch.equal(again.head_.weight, quick(batch_size=200).fit(x).head_.weight)
+
+
 def test_pickles(fitted):
     x, _ = blobs()
     again = pickle.loads(pickle.dumps(fitted))

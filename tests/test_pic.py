@@ -125,6 +125,11 @@ def test_points_too_far_apart_are_told():
     assert PIC(sigma=distance).fit(X).n_clusters_ < 50
 
 
+def test_numbers_of_numpy_s_small_types():
+    X = blobs(300)
+    np.testing.assert_array_equal(PIC(np.uint8(5)).fit_predict(X), PIC(5).fit_predict(X))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_answers_in_kind(dtype):
     X = torch.tensor(blobs()).to(dtype)

@@ -183,12 +183,28 @@ class ClusterHead(ClusterMixin, BaseEstimator):
             If a cluster is empty.
         """
         x = self._rows(X, reset=True)
-        n, d = x.shape
-        k, n_heads = self.n_clusters, self.n_heads
-        if n < max(2, k):
+        if len(x) < max(2, self.n_clusters):
             raise ValueError(
-                f"n_samples={n} must be at least n_clusters={k}, and 2 for a pair of neighbours: give more rows"
+                f"n_samples={len(x)} must be at least n_clusters={self.n_clusters}, and 2 for a pair of neighbours: "
+                "give more rows"
             )
+        # Whatever modes the caller is in, float32 is float32 and the head can be trained further.
+        with torch.inference_mode(False), torch.autocast(x.device.type, enabled=False):
+            self._fit(x)
+        labels = self._logits(x).argmax(1)
+        self.labels_ = self._answer(X, labels.int())
+        if (found := len(labels.unique())) < self.n_clusters:
+            warnings.warn(
+                f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}): give a "
+                "larger beta, more epochs or fewer clusters.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        return self
+
+    def _fit(self, x: torch.Tensor) -> None:
+        """Train the heads, and set `head_` and its loss."""
+        n, d = x.shape
         rows, centre = self._centred(x)
         near = self._neighbours(rows)
         scale = torch.linalg.vector_norm(rows, dtype=torch.float64) / math.sqrt(n * d)
@@ -204,41 +220,32 @@ class ClusterHead(ClusterMixin, BaseEstimator):
         best = int(losses.argmin())
         weight = weights[best] / scale
         self.head_ = skip_init(
-            UnitLinear if self.normalize else torch.nn.Linear, d, k, device=x.device, dtype=torch.float32
+            UnitLinear if self.normalize else torch.nn.Linear, *weight.T.shape, device=x.device, dtype=torch.float32
         )
         with torch.no_grad():
             self.head_.weight.copy_(weight)
             self.head_.bias.copy_(biases[best] - weight.to(centre) @ centre)
         self.losses_ = losses.cpu().numpy()
         self.loss_ = float(losses[best])
-        labels = self._logits(x).argmax(1)
-        self.labels_ = self._answer(X, labels.int())
-        if (found := len(labels.unique())) < k:
-            warnings.warn(
-                f"Number of distinct clusters ({found}) found smaller than n_clusters ({k}): give a larger beta, more "
-                "epochs or fewer clusters.",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
         if self.verbose:
-            print(f"Head {best + 1} of {n_heads}: loss {self.loss_:.4f}, all {self.losses_.round(4).tolist()}")
-        return self
+            print(f"Head {best + 1} of {self.n_heads}: loss {self.loss_:.4f}, all {self.losses_.round(4).tolist()}")
 
     def _train(self, x: torch.Tensor, near: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights (n_heads, n_clusters, d) and biases of all heads, for rows of mean 0 and mean square 1."""
         n, d = x.shape
-        shape = (self.n_heads, self.n_clusters)
+        shape = (int(self.n_heads), int(self.n_clusters))
         # The draws are the CPU's on every device.
         draw = torch.Generator().manual_seed(int(check_random_state(self.random_state).randint(2**31 - 1)))
-        start = torch.randn(math.prod(shape), d, generator=draw, dtype=torch.float32).div_(math.sqrt(d))
+        on_cpu: dict[str, Any] = {"generator": draw, "device": "cpu"}
+        start = torch.randn(math.prod(shape), d, dtype=torch.float32, **on_cpu).div_(math.sqrt(d))
         weight, bias = start.to(x.device), x.new_zeros(len(start))
         adam = torch.optim.Adam([weight, bias], fused=True)
-        n_batches = -(-n // self.batch_size)
-        n_steps, step = self.epochs * n_batches, 0
+        n_batches = -(-n // int(self.batch_size))
+        n_steps, step = int(self.epochs) * n_batches, 0
         for epoch in track(range(self.epochs), "Clustering head", disable=not self.verbose):
-            column = torch.randint(near.shape[1], (n, 1), generator=draw).to(x.device)
+            column = torch.randint(near.shape[1], (n, 1), **on_cpu).to(x.device)
             others = near.gather(1, column)[:, 0]
-            for batch in torch.randperm(n, generator=draw).to(x.device).tensor_split(n_batches):
+            for batch in torch.randperm(n, **on_cpu).to(x.device).tensor_split(n_batches):
                 pairs = x[torch.cat([batch, others[batch]])]
                 logits = torch.addmm(bias[:, None], weight, pairs.T).view(*shape, 2, len(batch))
                 slope = pair_gradient(logits, self.beta).view(-1, len(pairs))
@@ -266,12 +273,13 @@ class ClusterHead(ClusterMixin, BaseEstimator):
 
     def _neighbours(self, rows: torch.Tensor) -> torch.Tensor:
         """The nearest others of each row."""
-        return other_neighbours(rows, min(self.n_neighbors, max(1, len(rows) // (2 * self.n_clusters))))
+        return other_neighbours(rows, min(int(self.n_neighbors), max(1, len(rows) // (2 * int(self.n_clusters)))))
 
     @torch.no_grad()
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         """Logits in the dtype of the rows."""
-        return copy.deepcopy(self.head_).to(x)(x)  # `to` changes the module itself
+        with torch.autocast(x.device.type, enabled=False):
+            return copy.deepcopy(self.head_).to(x)(x)  # `to` changes the module itself
 
     @staticmethod
     def _answer(X: Any, found: torch.Tensor) -> Any:

@@ -116,7 +116,7 @@ class PIC(ClusterMixin, BaseEstimator):
             raise ValueError(
                 f"n_neighbors={self.n_neighbors} must be less than n_samples={n}: lower it, or give more rows"
             )
-        found = other_neighbours(x, self.n_neighbors)
+        found = other_neighbours(x, int(self.n_neighbors))
         squares = torch.stack([ops.point_distances(x, x, label) for label in found.unbind(1)], 1).cpu().numpy()
         nearest = found.cpu().numpy()
         with np.errstate(over="ignore"):  # which means a weight of 0
