@@ -49,7 +49,7 @@ def embed(
         What `dcfast.deepcluster.weights.load_network` reads: a run, an export, a published checkpoint of DeepCluster's
         networks or torchvision's, or one of a vision transformer (DINO, DINOv2, DeiT, MAE, timm). Or any network, with
         its weights, that takes (N, 3, H, W) float images, normalised with the ImageNet mean and standard deviation, and
-        returns their features: a copy of it is used.
+        returns their features: a copy of it in float32 is used.
     output : str or path
         Folder for ``features.npy`` (float32, (N, d)), ``images.npz`` (files, label, class_names) and
         ``embedding.json`` (what made it).

@@ -347,7 +347,10 @@ class CustomBackbone(Backbone):
 
     def __init__(self, network: nn.Module, feature_dim: int) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network)
+        with torch.no_grad():  # or what torch.jit made would be a copy that has a history, and cannot be trained
+            self.network = copy.deepcopy(network)
+        for copied, given in zip(self.network.parameters(), network.parameters(), strict=True):
+            copied.requires_grad = given.requires_grad
         self.feature_dim = feature_dim
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
@@ -360,7 +363,7 @@ class CustomBackbone(Backbone):
         TypeError
             If it is no tensor.
         ValueError
-            If it has another width.
+            If it has another width, or not a row for every image.
         """
         features = self.outputs(images)
         if features.shape[1] != self.feature_dim:
@@ -377,6 +380,8 @@ class CustomBackbone(Backbone):
         ------
         TypeError
             If it is no tensor.
+        ValueError
+            If it has not a row of real numbers for every image.
         """
         # In rows, as torch makes images: networks that call `view` on their maps rely on it.
         output = self.network(_normalised(images, self.mean, self.std).contiguous())
@@ -385,7 +390,12 @@ class CustomBackbone(Backbone):
                 f"the backbone returns a {type(output).__name__}, not a tensor of features: wrap it in a module that "
                 "returns them alone"
             )
-        return output.flatten(1)
+        if output.shape[:1] != images.shape[:1] or output.numel() == 0 or output.is_complex():
+            raise ValueError(
+                f"the backbone returns {output.dtype} of shape {tuple(output.shape)} for {len(images)} image(s): a row "
+                "of real features for each is needed"
+            )
+        return output.reshape(len(output), -1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the top layer takes: `forward_features`."""

@@ -106,7 +106,7 @@ def load_network(path: str | os.PathLike[str], image_size: int | None = None) ->
 
 
 def wrap_network(network: torch.nn.Module, image_size: int | None = None) -> tuple[FeatureExtractor, int]:
-    """Return a copy of any network that takes (N, 3, H, W) images normalised with the ImageNet mean and deviation.
+    """Return a copy in float32 of any network that takes (N, 3, H, W) images normalised with the ImageNet mean and deviation.
 
     Parameters
     ----------
@@ -126,10 +126,10 @@ def wrap_network(network: torch.nn.Module, image_size: int | None = None) -> tup
     TypeError
         If it returns no tensor.
     ValueError
-        If it takes no images of that size.
+        If it takes no images of that size, or returns no row for each.
     """
     size = _SIDES_OF_OTHERS[0] if image_size is None else image_size
-    model = CustomBackbone(network, feature_dim=0).cpu().eval()
+    model = CustomBackbone(network, feature_dim=0).cpu().float().eval()
     try:
         with torch.inference_mode():
             model.feature_dim = model.outputs(torch.zeros(1, 3, size, size)).shape[1]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -412,6 +413,44 @@ def test_any_network_embeds(tmp_path):
     np.testing.assert_allclose(found.features, normal.repeat(16, axis=1), rtol=1e-5, atol=1e-6)
     partition(tmp_path / "out", tmp_path / "clusters", n_clusters=3, display=Silent())
     assert "Means" in (tmp_path / "clusters" / "report.html").read_text()
+
+
+def network_of(seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+
+
+@pytest.mark.filterwarnings("error:The .grad attribute")
+@pytest.mark.parametrize("kind", ["half", "double", "scripted", "parallel"])
+def test_a_network_in_another_form_embeds_alike(tmp_path, kind):
+    plain = network_of(0)
+    given = {"scripted": torch.jit.script, "parallel": torch.nn.DataParallel}.get(kind, lambda network: network)(plain)
+    given = given.half() if kind == "half" else given.double() if kind == "double" else given
+    dtype = next(given.parameters()).dtype
+    embed("digits", given, tmp_path / "out", image_size=8, limit=20, display=Silent())
+    embed("digits", network_of(0), tmp_path / "plain", image_size=8, limit=20, display=Silent())
+    found, wanted = (np.load(tmp_path / name / "features.npy") for name in ("out", "plain"))
+    np.testing.assert_allclose(found, wanted, atol=2e-3 if kind == "half" else 1e-6)
+    assert next(given.parameters()).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("outputs", "shape"),
+    [
+        (lambda images: images[:1], "(1, 3, 8, 8) for 20"),
+        (lambda images: torch.cat([images, images[1:]]), "(39, 3, 8, 8) for 20"),
+        (lambda images: images.mean(), "() for 1"),
+        (lambda images: images[:, :0], "(1, 0, 8, 8) for 1"),
+        (lambda images: torch.fft.fft(images), "(1, 3, 8, 8) for 1"),
+    ],
+)
+def test_a_network_returns_a_row_of_numbers_for_every_image(tmp_path, outputs, shape):
+    network = torch.nn.Identity()
+    network.register_forward_hook(lambda module, given, images: outputs(images))
+    with pytest.raises(ValueError, match=re.escape(f"of shape {shape} image(s): a row of real features for each")):
+        embed("digits", network, tmp_path / "out", image_size=8, limit=20, display=Silent())
+    assert not (tmp_path / "out").exists()
 
 
 def test_networks_of_no_use(tmp_path):
