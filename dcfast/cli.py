@@ -70,7 +70,7 @@ def train(
     ] = None,
     sobel: _Sobel = True,
     image_size: _ImageSize = None,
-    n_clusters: Annotated[int | None, typer.Option(help="k; one cluster per 50 images.")] = None,
+    n_clusters: Annotated[int | None, typer.Option(help="k; one cluster per 50 images. PIC finds it.")] = None,
     pca: _Pca = 256,
     kmeans_iterations: _KMeansIterations = 20,
     warm_start: Annotated[

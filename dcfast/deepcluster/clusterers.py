@@ -107,14 +107,19 @@ def cluster_by(
     Raises
     ------
     ValueError
-        As `find_clusterer`, and if it finds fewer than two clusters.
+        As `find_clusterer`, and if it refuses the points or finds fewer than two clusters.
     """
     found = find_clusterer(name, option)
     callback: Callable[..., None] | None = None
     if advance is not None and issubclass(found, (KMeans, ClusterHead)):  # what others call a callback may be anything
         callback = functools.partial(_count, advance)
     clusterer = _make(found, n_clusters, seed, callback)
-    labels = np.asarray(clusterer.fit_predict(points))
+    try:
+        labels = np.asarray(clusterer.fit_predict(points))
+    except ValueError as error:
+        raise ValueError(
+            f"{option}={name!r} cannot cluster {len(points)} images ({error}): choose another {option}, or give more"
+        ) from error
     used = len(np.unique(labels[labels >= 0]))
     if used < 2:
         raise ValueError(

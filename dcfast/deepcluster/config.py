@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dcfast.cluster.inputs import parse_memory
-from dcfast.deepcluster.clusterers import KMEANS, find_clusterer
+from dcfast.deepcluster.clusterers import KMEANS, find_clusterer, takes_number
 from dcfast.deepcluster.keyed import MAX_SEED
 from dcfast.deepcluster.torchrun import local_size
 
@@ -73,7 +73,8 @@ class TrainConfig:
     image_size : int or None
         Side of the square crops in pixels, 8 or more: 16 for digits, else 32 for small and micro, 224 for the others.
     n_clusters : int or None
-        k. By default one cluster per 50 images, at least 10 and at most the published 10,000.
+        k. By default one cluster per 50 images, at least 10 and at most the published 10,000. None for a clusterer that
+        finds the number itself.
     pca : int
         Principal components kept for k-means; at most one per four images, and no more than there are features.
     kmeans_iterations : int
@@ -243,8 +244,9 @@ class TrainConfig:
         Raises
         ------
         ValueError
-            If there are fewer images than clusters, the cache would hold smaller images than the crops, the network has
-            no such option or cannot train on batches of that size, or a GPU is asked for and there is none.
+            If there are fewer images than clusters, n_clusters is given to a clusterer that finds it itself, the cache
+            would hold smaller images than the crops, the network has no such option or cannot train on batches of that
+            size, or a GPU is asked for and there is none.
 
         Warns
         -----
@@ -258,8 +260,15 @@ class TrainConfig:
             raise ValueError(f"filters={self.filters} is for arch 'small' and 'micro', got {arch!r}: leave it out")
         small = arch in ("small", "micro") or (arch == CUSTOM and (size or image_side) <= _SMALL_IMAGES)
         default_size = 224 if not small else 16 if digits else 32
-        n_clusters = self.n_clusters or (100 if digits else max(10, min(10_000, n_images // 50)))
-        if n_images < n_clusters:
+        n_clusters = self.n_clusters
+        if takes_number(find_clusterer(self.clusterer)):
+            n_clusters = n_clusters or (100 if digits else max(10, min(10_000, n_images // 50)))
+        elif n_clusters is not None:
+            raise ValueError(
+                f"clusterer={self.clusterer!r} finds the number of clusters itself, got n_clusters={n_clusters}: leave "
+                "--n-clusters out"
+            )
+        if n_clusters is not None and n_images < n_clusters:
             raise ValueError(
                 f"n_clusters={n_clusters} needs at least as many images, got {n_images}: "
                 "lower --n-clusters or add images"

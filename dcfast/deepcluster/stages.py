@@ -290,13 +290,13 @@ def cluster_points(
     own = len(reduced)
     counts = ranks.objects(own)
     n_images, first = sum(counts), sum(counts[: ranks.rank])
-    n_clusters = _required(config.n_clusters)
     device = torch.device(config.device)
     seed = seed_for(config.seed, Stream.KMEANS, epoch, bits=31)
     iterations: int | None
     is_kmeans = config.clusterer == KMEANS
     with display.stage(config.clusterer, config.kmeans_iterations if is_kmeans else None) as advance:
         if is_kmeans:
+            n_clusters = _required(config.n_clusters)
             kmeans = KMeans(
                 n_clusters,
                 init="random"
@@ -316,8 +316,8 @@ def cluster_points(
             objective, iterations = float(kmeans.inertia_) / n_images, int(kmeans.n_iter_)
             n_empty = n_clusters - len(np.unique(labels))
         else:
-            rows = reduced.cpu().numpy()
-            labels, iterations, n_empty, _ = cluster_by(config.clusterer, rows, n_clusters, seed, advance=advance)
+            rows, given = reduced.cpu().numpy(), config.n_clusters
+            labels, iterations, n_empty, _ = cluster_by(config.clusterer, rows, given, seed, advance=advance)
             objective = inertia(reduced, labels) / int(np.sum(labels >= 0))
     assignments = np.full(n_images, NOISE, dtype=np.int64)
     assignments[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]

@@ -106,7 +106,7 @@ def load_network(path: str | os.PathLike[str], image_size: int | None = None) ->
 
 
 def wrap_network(network: torch.nn.Module, image_size: int | None = None) -> tuple[FeatureExtractor, int]:
-    """Return a copy in float32 of any network that takes (N, 3, H, W) images normalised with the ImageNet mean and deviation.
+    """Return a copy in float32 of any network of (N, 3, H, W) images normalised with the ImageNet mean and deviation.
 
     Parameters
     ----------

@@ -166,7 +166,10 @@ def test_clusterers_by_name(name):
 
 
 def test_a_clusterer_that_finds_the_number_of_clusters(tmp_path):
-    trainer = train(tmp_path / "run", **{**TINY, "epochs": 2}, clusterer="pic")
+    options = {**TINY, "epochs": 2, "clusterer": "pic"}
+    with pytest.raises(ValueError, match="clusterer='pic' finds the number of clusters itself, got n_clusters=5"):
+        train(tmp_path / "none", **options)
+    trainer = train(tmp_path / "run", **{**options, "n_clusters": None})
     sizes = np.bincount(trainer.assignments)
     assert len(sizes) >= 2
     assert sizes.min() > 1
@@ -199,7 +202,7 @@ def test_noise_is_left_out_of_training(tmp_path, monkeypatch, balance):
     learn = stages.train_epoch
     monkeypatch.setattr(sklearn.cluster, "Thirds", Thirds, raising=False)
     monkeypatch.setattr("dcfast.deepcluster.trainer.train_epoch", lambda *a: orders.append(a[6]) or learn(*a))
-    trainer = train(tmp_path / "run", **{**TINY, "epochs": 2}, clusterer="Thirds", balance=balance)
+    trainer = train(tmp_path / "run", **{**TINY, "n_clusters": None, "epochs": 2}, clusterer="Thirds", balance=balance)
     expected = np.arange(60) % 3 - 1 + (np.arange(60) % 6 == 5)
     np.testing.assert_array_equal(trainer.assignments, expected)
     assert all(len(order) == 40 and (trainer.assignments[order] >= 0).all() for order in orders)
@@ -240,7 +243,7 @@ def test_fewer_than_two_clusters_are_refused(monkeypatch):
     features, _ = _features()
     monkeypatch.setattr(sklearn.cluster.DBSCAN, "fit_predict", lambda self, points: np.full(len(points), -1))
     with pytest.raises(ValueError, match=r"found 0 cluster\(s\) in 80 images and called 80 of them noise"):
-        stages.cluster_features(features, _resolved(n_clusters=4, clusterer="DBSCAN"), 0, Silent())
+        stages.cluster_features(features, _resolved(clusterer="DBSCAN"), 0, Silent())
 
 
 def test_stored_options_come_back(tmp_path):

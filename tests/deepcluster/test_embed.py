@@ -324,6 +324,8 @@ def test_images_without_labels_or_without_files(make_run, vit, tmp_path):
         (["{}/x.npy", "--n-clusters", 3, "--method", "Nothing"], "method='Nothing' is no class with fit_predict"),
         (["{}/x.npy", "--n-clusters", 3, "--pca", 6], "pca must be between 1 and 2 for 6 images of 2 features, got 6"),
         (["{}/x.npy", "--n-clusters", 3, "--seed", -1], "seed must be between 0 and 4294967295, got -1"),
+        (["{}/x.npy", "--method", "pic", "--pca", 2], "method='pic' found 1 cluster(s) in 6 images"),
+        (["{}/few.npy", "--method", "pic"], "method='pic' cannot cluster 5 images (n_neighbors=5 must be less than"),
         (["{}/x.npy", "--method", "DBSCAN"], "method='DBSCAN' found 0 cluster(s) in 6 images"),
         (["{}/nan.npy", "--n-clusters", 3], "nan.npy is of no use: row 4 is not finite"),
         (["{}/flat.npy", "--n-clusters", 3], "must hold an array of shape (images, features), got (6,)"),
@@ -337,6 +339,7 @@ def test_mistakes_of_clustering_leave_nothing_behind(tmp_path, dcfast, words, me
     features = 10.0 * np.arange(12, dtype=np.float32).reshape(6, 2)
     np.save(tmp_path / "x.npy", features)
     np.save(tmp_path / "flat.npy", features[:, 0])
+    np.save(tmp_path / "few.npy", features[:5])
     np.save(tmp_path / "whole.npy", features.astype(np.int64))
     features[4, 1] = np.nan
     np.save(tmp_path / "nan.npy", features)
