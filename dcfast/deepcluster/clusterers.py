@@ -117,9 +117,7 @@ def cluster_by(
     try:
         labels = np.asarray(clusterer.fit_predict(points))
     except ValueError as error:
-        raise ValueError(
-            f"{option}={name!r} cannot cluster {len(points)} images ({error}): choose another {option}, or give more"
-        ) from error
+        raise ValueError(f"{option}={name!r} cannot cluster {len(points)} images: {error}") from error
     used = len(np.unique(labels[labels >= 0]))
     if used < 2:
         raise ValueError(

@@ -23,6 +23,7 @@ __all__ = ["DESCRIPTION", "FEATURES", "IMAGES", "Embedding", "new_files", "open_
 FEATURES, IMAGES, DESCRIPTION = "features.npy", "images.npz", "embedding.json"
 
 _REMEDY = "make it again with dcfast embed --overwrite"
+_DTYPES = (np.float16, np.float32, np.float64)  # in the machine's byte order, which torch needs
 _ROWS = 65_536  # looked at at a time
 
 
@@ -34,7 +35,7 @@ class Embedding:
     ----------
     path : Path
         The folder, or the file of the features alone.
-    features : ndarray of shape (N, d), floating
+    features : ndarray of shape (N, d), float16, float32 or float64
         Mapped from the file; changing them does not change it.
     files : ndarray of str, shape (N,)
         Names of the images; of a file alone, the numbers of its rows.
@@ -75,7 +76,7 @@ def open_embedding(path: str | os.PathLike[str]) -> Embedding:
     Parameters
     ----------
     path : str or path
-        The folder; or an ``.npy`` file with an array of shape (N, d), floating.
+        The folder; or an ``.npy`` file with an array of shape (N, d), float16, float32 or float64.
 
     Raises
     ------
@@ -109,8 +110,10 @@ def _mapped(path: Path) -> np.ndarray:
     if not isinstance(features, np.ndarray) or features.ndim != 2 or not features.size:
         shape = features.shape if isinstance(features, np.ndarray) else "an archive"
         raise ValueError(f"{path} must hold an array of shape (images, features), got {shape}")
-    if not np.issubdtype(features.dtype, np.floating):
-        raise ValueError(f"{path} must hold floating features, got {features.dtype}: convert them to float32")
+    if features.dtype not in _DTYPES:
+        raise ValueError(
+            f"{path} must hold features of float16, float32 or float64, got {features.dtype}: convert them to float32"
+        )
     for start in range(0, len(features), _ROWS):
         finite = np.isfinite(features[start : start + _ROWS]).all(axis=1)
         if not finite.all():

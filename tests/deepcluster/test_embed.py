@@ -325,11 +325,12 @@ def test_images_without_labels_or_without_files(make_run, vit, tmp_path):
         (["{}/x.npy", "--n-clusters", 3, "--pca", 6], "pca must be between 1 and 2 for 6 images of 2 features, got 6"),
         (["{}/x.npy", "--n-clusters", 3, "--seed", -1], "seed must be between 0 and 4294967295, got -1"),
         (["{}/x.npy", "--method", "pic", "--pca", 2], "method='pic' found 1 cluster(s) in 6 images"),
-        (["{}/few.npy", "--method", "pic"], "method='pic' cannot cluster 5 images (n_neighbors=5 must be less than"),
+        (["{}/few.npy", "--method", "pic"], "method='pic' cannot cluster 5 images: n_neighbors=5 must be less than"),
         (["{}/x.npy", "--method", "DBSCAN"], "method='DBSCAN' found 0 cluster(s) in 6 images"),
         (["{}/nan.npy", "--n-clusters", 3], "nan.npy is of no use: row 4 is not finite"),
         (["{}/flat.npy", "--n-clusters", 3], "must hold an array of shape (images, features), got (6,)"),
-        (["{}/whole.npy", "--n-clusters", 3], "must hold floating features, got int64"),
+        (["{}/whole.npy", "--n-clusters", 3], "must hold features of float16, float32 or float64, got int64"),
+        (["{}/swapped.npy", "--n-clusters", 3], "must hold features of float16, float32 or float64, got >f4"),
         (["{}/text.npy", "--n-clusters", 3], "is no .npy file of numbers, or is damaged"),
     ],
 )
@@ -341,6 +342,7 @@ def test_mistakes_of_clustering_leave_nothing_behind(tmp_path, dcfast, words, me
     np.save(tmp_path / "flat.npy", features[:, 0])
     np.save(tmp_path / "few.npy", features[:5])
     np.save(tmp_path / "whole.npy", features.astype(np.int64))
+    np.save(tmp_path / "swapped.npy", features.astype(">f4"))
     features[4, 1] = np.nan
     np.save(tmp_path / "nan.npy", features)
     done = dcfast("cluster", *(str(word).format(tmp_path) for word in words), "--output", tmp_path / "out")
