@@ -44,6 +44,8 @@ _IMAGES_PER_CLUSTER = (1000, 250, 50, 10)
 _FEWEST, _MOST = 10, 10_000
 # Options that may differ from one call on a folder to the next: they change no result.
 _FREE = ("workers", "max_memory")
+# What every run tells, with labels or without.
+_MEASURED = ("n_images", "fingerprint", "n_empty", "largest_cluster", "objective", "stability")
 
 
 def scout(
@@ -213,7 +215,7 @@ def _read(path: Path, asked: Mapping[str, Any]) -> dict[tuple[int, int], dict[st
         if (path / "report.html").exists():
             raise FileExistsError(f"{path} holds the report of something else: choose another --output")
         return {}
-    stored, runs = decoded(file, _parsed, "delete it, and give the same command again")
+    stored, runs = decoded(file, _parsed, "delete it, and report.html beside it, and give the same command again")
     for name in sorted(set(asked) - {*_FREE, "n_clusters", "python"}):
         if stored.get(name) != asked[name]:
             raise ValueError(
@@ -225,7 +227,10 @@ def _read(path: Path, asked: Mapping[str, Any]) -> dict[tuple[int, int], dict[st
 
 def _parsed(content: bytes) -> tuple[dict[str, Any], dict[tuple[int, int], dict[str, Any]]]:
     found = json.loads(content)
-    return found["options"], {(run["seed"], run["n_clusters"]): run for run in found["runs"]}
+    for run in found["runs"]:
+        for name in _MEASURED:
+            run[name]
+    return dict(found["options"]), {(run["seed"], run["n_clusters"]): run for run in found["runs"]}
 
 
 def _write(

@@ -253,13 +253,16 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
     file.write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="the images of digits have changed since"):
         scout(tmp_path / "scout")
-    for content in ("half of it", "{}"):
+    partial = {**stored, "runs": [{"seed": 0, "n_clusters": stored["runs"][0]["n_clusters"]}]}
+    for content in ("half of it", "{}", json.dumps({**stored, "options": None}), json.dumps(partial)):
         file.write_text(content)
-        with pytest.raises(ValueError, match=r"scout.json is damaged, .* delete it"):
+        with pytest.raises(ValueError, match=r"scout\.json is damaged, .* delete it, and report\.html beside it"):
             scout(tmp_path / "scout")
     file.unlink()
     with pytest.raises(FileExistsError, match="holds the report of something else: choose another --output"):
         scout(tmp_path / "scout")
+    (tmp_path / "scout" / "report.html").unlink()
+    assert len(scout(tmp_path / "scout", seeds=1, n_clusters=[4]).runs) == 1
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is a file: choose another --output"):
         scout(tmp_path / "file")
