@@ -244,4 +244,4 @@ def random_subset(points: Points, size: int | None, random_state: np.random.Rand
     """`size` rows drawn with replacement, and their weights; all rows where there are no more."""
     if size is None or size >= points.n_samples:
         return points
-    return points.subset(torch.as_tensor(random_state.randint(0, points.n_samples, size)))
+    return points.subset(arrays.as_tensor(random_state.randint(0, points.n_samples, size)))

@@ -68,7 +68,7 @@ def open_problems(
     if offsets is None:
         if 0 in shape[:2]:
             raise ValueError(f"X has shape {shape}: expected at least one problem of one sample")
-        cuts = torch.arange(shape[0] + 1) * shape[1]
+        cuts = torch.arange(shape[0] + 1, device="cpu") * shape[1]
         X = arrays.as_tensor(X).flatten(0, 1) if arrays.is_foreign(X) else X.reshape(shape[0] * shape[1], shape[2])
         if sample_weight is not None:
             weight = arrays.as_tensor(sample_weight)
@@ -276,7 +276,9 @@ def _shares(problems: Problems) -> torch.Tensor | None:
     if problems.points.sample_weight is None:
         return None
     weight = problems.points.sample_weight.cpu()
-    totals = torch.tensor([part.numpy().sum() for part in weight.split(problems.sizes.tolist())], dtype=torch.float64)
+    totals = torch.tensor(
+        [part.numpy().sum() for part in weight.split(problems.sizes.tolist())], dtype=torch.float64, device="cpu"
+    )
     if bool((totals == 0).any()):
         raise ValueError(
             f"Sample weights must contain at least one non-zero number: those of problem {int(totals.argmin())} do not."
@@ -285,7 +287,7 @@ def _shares(problems: Problems) -> torch.Tensor | None:
 
 
 def _warn_of_few(problems: Problems, labels: torch.Tensor, k: int) -> None:
-    owner = torch.arange(problems.n_problems).repeat_interleave(problems.sizes).to(labels.device)
+    owner = torch.arange(problems.n_problems, device="cpu").repeat_interleave(problems.sizes).to(labels.device)
     found = torch.bincount(owner * k + labels, minlength=problems.n_problems * k).view(-1, k).count_nonzero(1)
     few = int((found < k).sum())
     if few:

@@ -61,7 +61,7 @@ def kmeans_plusplus(
 
 def _kmeans_plusplus(points: Points, first: int, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`dcfast.ops.kmeans_plusplus` over blocks and ranks."""
-    indices = torch.empty(len(uniform) + 1, dtype=torch.int64)
+    indices = torch.empty(len(uniform) + 1, dtype=torch.int64, device="cpu")
     indices[0] = first
     centroids = points.fetch(indices[:1]).repeat(len(indices), 1)
     potential = points.closer(centroids[:1], None)[0]
@@ -119,10 +119,10 @@ def _draw(points: Points, potential: torch.Tensor, scale: torch.Tensor, uniform:
     """Rows drawn in proportion to `potential`: the first whose cumulative count exceeds u times the total."""
     cumulative = draw_units(potential, scale)
     torch.cumsum(cumulative, 0, out=cumulative)
-    own = cumulative[-1:].cpu() if len(cumulative) else torch.zeros(1, dtype=torch.int64)
+    own = cumulative[-1:].cpu() if len(cumulative) else torch.zeros(1, dtype=torch.int64, device="cpu")
     counts = points.ranks.stack(own)[:, 0].tolist()
     before, total = sum(counts[: points.ranks.rank]), sum(counts)
-    thresholds = torch.tensor([int(u * 2.0**53) * total >> 53 for u in uniform]) - before
+    thresholds = torch.tensor([int(u * 2.0**53) * total >> 53 for u in uniform], device="cpu") - before
     here = (thresholds >= 0) & (thresholds < own)
     rows = torch.searchsorted(cumulative, thresholds.to(cumulative.device), right=True).cpu() + points.offset
     # A rank knows the rows that are its own. Where nothing is left to draw, row 0 stands for all.

@@ -89,7 +89,7 @@ def open_points(
         shape = (points.total, points.n_features)
         raise ValueError(f"X has shape {shape}: expected at least 1 sample(s) and 1 feature")
     if points.sample_weight is not None:
-        some = torch.tensor([bool((points.sample_weight > 0).any())], dtype=torch.int64)
+        some = torch.tensor([bool((points.sample_weight > 0).any())], dtype=torch.int64, device="cpu")
         if not int(ranks.sum(some)):
             raise ValueError("Sample weights must contain at least one non-zero number.")
     return points
@@ -238,5 +238,5 @@ def _join(points: Points, ranks: Ranks) -> None:
         return
     kind = {"n_features": points.n_features, "dtype": str(points.dtype), "weighted": points.sample_weight is not None}
     ranks.agree("rows", kind)
-    counts = [int(n) for n in ranks.stack(torch.tensor([points.n_samples]))]
+    counts = [int(n) for n in ranks.stack(torch.tensor([points.n_samples], device="cpu"))]
     points.ranks, points.offset, points._total = ranks, sum(counts[: ranks.rank]), sum(counts)

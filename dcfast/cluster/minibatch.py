@@ -178,7 +178,7 @@ class MiniBatchKMeans(BaseKMeans):
         stop = _EarlyStop(self, n)
         n_steps = self.max_iter * n // self._batch_size
         for step in range(1, n_steps + 1):
-            batch = points.select(torch.as_tensor(draw()))
+            batch = points.select(arrays.as_tensor(draw()))
             moved, seen, inertia = self._step(batch, None, centroids, seen, random_state, points.row_grid)
             shift = float(ops.inertia(moved, centroids, own)) if self._tol > 0 else math.inf
             centroids = moved
@@ -231,7 +231,7 @@ class MiniBatchKMeans(BaseKMeans):
         else:
             centroids = arrays.as_tensor(self.cluster_centers_).to(points.device)
             seen = arrays.as_tensor(self._counts).to(points.device)
-        batch = points.select(torch.arange(points.n_samples)).to(centroids.dtype)
+        batch = points.select(torch.arange(points.n_samples, device="cpu")).to(centroids.dtype)
         centroids, seen, _ = self._step(batch, points.sample_weight, centroids, seen, self._random_state)
         self.cluster_centers_ = points.answer(centroids)
         self._n_features_out = self.n_clusters
@@ -245,7 +245,7 @@ class MiniBatchKMeans(BaseKMeans):
 
     def _best_start(self, points: Points, random_state: np.random.RandomState) -> torch.Tensor:
         """Of `_n_init` starts, each from a subset of its own, the best on one common sample."""
-        sample = points.subset(torch.as_tensor(random_state.randint(0, points.n_samples, self._init_size)))
+        sample = points.subset(arrays.as_tensor(random_state.randint(0, points.n_samples, self._init_size)))
         best, lowest = None, math.inf
         for run in range(1, self._n_init + 1):
             rows = random_subset(points, self._init_size, random_state)

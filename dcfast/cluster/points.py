@@ -244,7 +244,7 @@ class InMemory(Points):
     @property
     def offsets(self) -> torch.Tensor:
         """The offsets of the one problem, for ops that take many."""
-        return torch.tensor([0, self.n_samples])
+        return torch.tensor([0, self.n_samples], device="cpu")
 
     def is_small(self, n_clusters: int, *, n_problems: int = 1, n_samples: int | None = None) -> bool:
         """Whether `ops.lloyd` makes a whole run sooner than one op after the other does.

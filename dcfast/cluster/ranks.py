@@ -155,7 +155,7 @@ class Ranks:
             yield
         except BaseException as raised:  # an interrupt too: the others must hear of it
             error = raised
-        failed = torch.tensor([error is not None], dtype=torch.int64)
+        failed = torch.tensor([error is not None], dtype=torch.int64, device="cpu")
         if not int(self.sum(failed)):
             return
         errors = self.objects(None if error is None else _portable(error))

@@ -106,7 +106,7 @@ class Sparse(Points):
     def on_sphere(self) -> Sparse:
         """The rows divided by their norms (see `dcfast.cluster.sphere.unit`)."""
         csr = self.csr
-        squares = ops.csr_closer(csr, torch.zeros(1, self.n_features, dtype=self.dtype))[0]
+        squares = ops.csr_closer(csr, torch.zeros(1, self.n_features, dtype=self.dtype, device="cpu"))[0]
         small = torch.nonzero(squares < 2.0**-960)[:, 0]
         norms = norms_from(squares, torch.cat([squares > 2.0**960, csr[small].values != 0]))
         values = torch.empty_like(csr.values)

@@ -63,7 +63,7 @@ class _Lane:
     """A pinned buffer and one on the device, as large as a block, and what is known of who uses them."""
 
     def __init__(self, like: torch.Tensor, computes: torch.cuda.Stream) -> None:
-        self.pinned = torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+        self.pinned = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=True)
         self.arriving = torch.empty(like.shape, dtype=like.dtype, device=computes.device)
         self.sent, self.used = torch.cuda.Event(), torch.cuda.Event()
         # The allocator may give memory that kernels of an earlier pass are still to read.

@@ -188,7 +188,7 @@ class PCAWhiten(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         check_is_fitted(self)
         x = arrays.as_points(self, X, reset=False)
         mean, components, variance = (
-            torch.as_tensor(a).to(x.device) for a in (self.mean_, self.components_, self.explained_variance_)
+            arrays.as_tensor(a).to(x.device) for a in (self.mean_, self.components_, self.explained_variance_)
         )
         projection = components.T
         if self.whiten:
@@ -226,7 +226,8 @@ def _eigh(covariance: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tens
     if 2 * width > len(covariance):
         return torch.linalg.eigh(covariance)
     draw = torch.Generator().manual_seed(0)
-    random = torch.randn(len(covariance), width, dtype=covariance.dtype, generator=draw).to(covariance.device)
+    random = torch.randn(len(covariance), width, dtype=covariance.dtype, generator=draw, device="cpu")
+    random = random.to(covariance.device)
     basis = torch.linalg.qr(covariance @ random)[0]
     within = basis.T @ covariance @ basis
     values, vectors = torch.linalg.eigh((within + within.T) / 2)
@@ -252,7 +253,7 @@ class _Moments:
     def append(self, deviations: torch.Tensor) -> None:
         """Add a block of rows (n, d)."""
         products = deviations.T @ deviations
-        self._push(_Node(0, self._next, (torch.tensor(len(deviations)), deviations.sum(0), products)))
+        self._push(_Node(0, self._next, (torch.tensor(len(deviations), device="cpu"), deviations.sum(0), products)))
         self._next += 1
 
     def _push(self, node: _Node) -> None:

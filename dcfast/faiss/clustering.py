@@ -161,7 +161,7 @@ class Clustering(ClusteringParameters):
 
     def _given(self, device: torch.device) -> torch.Tensor:
         """The initial centroids that the caller set, (m, d)."""
-        values = torch.as_tensor(self.centroids._items)
+        values = arrays.as_tensor(self.centroids._items)
         if values.numel() % self.d or values.numel() > self.k * self.d:
             raise ValueError(
                 f"centroids has {values.numel()} elements: expected m * d for m <= k, with d={self.d}, k={self.k}"

@@ -87,7 +87,7 @@ class IndexFlatL2:
             If it has another shape.
         """
         ids = _indices(x)
-        kept = torch.ones(self.ntotal, dtype=torch.bool)
+        kept = torch.ones(self.ntotal, dtype=torch.bool, device="cpu")
         kept[ids[(ids >= 0) & (ids < self.ntotal)]] = False
         before, self._vectors = self.ntotal, self._vectors[kept.to(self._vectors.device)]
         return before - self.ntotal

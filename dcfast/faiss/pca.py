@@ -91,7 +91,7 @@ class PCAMatrix:
             scale = (eigenvalues + self.epsilon) ** self.eigen_power
             pca.components_ = pca.components_ * torch.where(real | (self.epsilon > 0), scale, 0)[:, None]
         if self.random_rotation:
-            normal = torch.as_tensor(generator(_ROTATION_SEED).standard_normal((self.d_out, self.d_out)))
+            normal = arrays.as_tensor(generator(_ROTATION_SEED).standard_normal((self.d_out, self.d_out)))
             with one_thread():
                 rotation = torch.linalg.qr(normal).Q.to(pca.components_.device)
                 pca.components_ = rotation @ pca.components_
@@ -100,7 +100,9 @@ class PCAMatrix:
     def _restore(self, mean: np.ndarray, eigenvalues: np.ndarray, A: np.ndarray) -> None:
         """Transform x to A (x - mean)."""
         pca = PCAWhiten(self.d_out, whiten=False, normalize=False)
-        pca.mean_, pca.components_, variances = (torch.tensor(a, dtype=torch.float64) for a in (mean, A, eigenvalues))
+        pca.mean_, pca.components_, variances = (
+            torch.tensor(a, dtype=torch.float64, device="cpu") for a in (mean, A, eigenvalues)
+        )
         pca.explained_variance_ = variances[: self.d_out]
         self._set(pca, variances)
 

@@ -51,9 +51,9 @@ class Csr:
         """The rows of these numbers (m,), in their order."""
         begin = self.indptr[rows]
         length = self.indptr[rows + 1] - begin
-        indptr = torch.zeros(len(rows) + 1, dtype=torch.int64)
+        indptr = torch.zeros(len(rows) + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(length, 0, out=indptr[1:])
-        at = torch.arange(int(indptr[-1])) + (begin - indptr[:-1]).repeat_interleave(length)
+        at = torch.arange(int(indptr[-1]), device="cpu") + (begin - indptr[:-1]).repeat_interleave(length)
         return Csr(indptr, self.indices[at], self.values[at], self.n_features)
 
     def to(self, dtype: torch.dtype) -> Csr:
@@ -68,6 +68,6 @@ class Csr:
         """The rows as a tensor of shape (N, n_features)."""
         out = self.values.new_zeros(self.shape)
         own = slice(int(self.indptr[0]), int(self.indptr[-1]))
-        row = torch.arange(self.shape[0]).repeat_interleave(self.indptr.diff())
+        row = torch.arange(self.shape[0], device="cpu").repeat_interleave(self.indptr.diff())
         out[row, self.indices[own].long()] = self.values[own]
         return out
