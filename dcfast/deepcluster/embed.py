@@ -93,7 +93,9 @@ def embed(
         seed=seed,
     )
     place, display = find_device(device), display or Display()
-    with new_files(output, (FEATURES, IMAGES, DESCRIPTION), overwrite) as (features, images, description):
+    files = new_files(output, (FEATURES, IMAGES, DESCRIPTION), overwrite)
+    # What says no device is made on the CPU, whatever torch's default device is, and moved to where it is wanted.
+    with torch.device("cpu"), files as (features, images, description):
         if isinstance(weights, torch.nn.Module):
             model, side = wrap_network(weights, image_size)
             path, network = None, type(weights).__name__

@@ -458,6 +458,15 @@ def test_a_network_returns_a_row_of_numbers_for_every_image(tmp_path, outputs, s
     assert not (tmp_path / "out").exists()
 
 
+def test_the_default_device_changes_no_feature(tmp_path, vit):
+    for name, weights in (("own", network_of(0)), ("vit", vit)):
+        embed("digits", weights, tmp_path / name, image_size=8, limit=20, display=Silent())
+        with torch.device("meta"):
+            embed("digits", weights, tmp_path / "again", image_size=8, limit=20, overwrite=True, display=Silent())
+        found, wanted = (np.load(tmp_path / folder / "features.npy") for folder in ("again", name))
+        np.testing.assert_array_equal(found, wanted)
+
+
 def test_networks_of_no_use(tmp_path):
     with pytest.raises(ValueError, match=r"image_size=37 does not fit the Linear .*: give the side that it takes"):
         embed("digits", torch.nn.Linear(5, 2), tmp_path / "out", image_size=37, display=Silent())
@@ -542,8 +551,10 @@ def test_the_head_gives_the_clusters_of_the_features(tmp_path, dcfast, monkeypat
     assert f"head  {tmp_path / 'out' / 'head.pt'}" in done.output
     assert done.exit_code == 0, done.output
     assert _files(tmp_path / "out") == sorted([*CLUSTERED, "head.pt"])
-    layer = UnitLinear(16, 4)
-    layer.load_state_dict(torch.load(tmp_path / "out" / "head.pt"))
+    state = torch.load(tmp_path / "out" / "head.pt")
+    assert len(state["bias"]) == 4
+    layer = UnitLinear(16, len(state["bias"]))  # as in the README, whether or not a cluster is empty
+    layer.load_state_dict(state)
     cluster = np.load(tmp_path / "out" / "assignments.npz")["cluster"]
     np.testing.assert_array_equal(layer(torch.from_numpy(features)).argmax(1), cluster)
     assert matched_accuracy(classes, cluster) > 0.95
