@@ -35,7 +35,7 @@ def fitted():
     return quick().fit(blobs()[0])
 
 
-def loss_by_definition(p, q, mean, beta):
+def loss_by_definition(p, q, mean, beta=1.0):
     """Of the pairs (p_i, q_i): (n, k) each."""
     return -((p * q) ** beta / mean).sum(-1).log().mean(-1)
 
@@ -45,41 +45,44 @@ def test_scikit_learns_checks():
     assert len(results) > 40
 
 
-@pytest.mark.parametrize("beta", [0.52, 0.6, 1.0])
-def test_loss_is_its_definition(beta, monkeypatch):
+def test_loss_is_its_definition(monkeypatch):
     monkeypatch.setattr("dcfast.cluster.pair_loss.BLOCK_BYTES", 1000)  # several blocks
     draw = torch.Generator().manual_seed(0)
     log_p = (3 * torch.randn(50, 7, generator=draw, dtype=torch.float64)).log_softmax(1)
     near = torch.randint(50, (50, 4), generator=draw)
     p = log_p.exp()
-    expected = torch.stack([loss_by_definition(p, p[column], p.mean(0), beta) for column in near.T]).mean()
-    torch.testing.assert_close(pair_loss(log_p, near, beta), expected, rtol=1e-12, atol=0)
+    expected = torch.stack([loss_by_definition(p, p[column], p.mean(0)) for column in near.T]).mean()
+    torch.testing.assert_close(pair_loss(log_p, near), expected, rtol=1e-12, atol=0)
 
 
 def test_the_least_loss_is_that_of_equal_certain_clusters():
     log_p = (100 * torch.eye(5, dtype=torch.float64).repeat(4, 1)).log_softmax(1)
-    assert float(pair_loss(log_p, torch.arange(20)[:, None], 1.0)) == pytest.approx(-np.log(5))
+    assert float(pair_loss(log_p, torch.arange(20)[:, None])) == pytest.approx(-np.log(5))
     equal = torch.full_like(log_p, -np.log(5))
-    assert float(pair_loss(equal, torch.arange(20)[:, None], 1.0)) == pytest.approx(0, abs=1e-12)
+    assert float(pair_loss(equal, torch.arange(20)[:, None])) == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("beta", [0.52, 0.6, 1.0])
 @pytest.mark.parametrize("k", [1, 2, 9])
-def test_gradient_is_that_of_the_loss(beta, k):
+def test_gradient_is_that_of_the_loss(k):
     draw = torch.Generator().manual_seed(1)
     logits = (2 * torch.randn(3, k, 2, 12, generator=draw, dtype=torch.float64)).requires_grad_()
     p = logits.softmax(1)
-    losses = [loss_by_definition(own[:, 0].T, own[:, 1].T, own.mean((1, 2)), beta) for own in p]
+    beta = torch.tensor([0.52, 0.6, 1.0], dtype=torch.float64)
+    losses = [
+        loss_by_definition(own[:, 0].T, own[:, 1].T, own.mean((1, 2)), power)
+        for own, power in zip(p, beta, strict=True)
+    ]
     (expected,) = torch.autograd.grad(torch.stack(losses).sum(), logits)
-    torch.testing.assert_close(pair_gradient(logits.detach(), beta), expected, rtol=1e-10, atol=1e-14)
+    slope = pair_gradient(logits.detach(), beta.view(3, 1, 1, 1))
+    torch.testing.assert_close(slope, expected, rtol=1e-10, atol=1e-14)
 
 
 def test_an_empty_cluster_keeps_a_finite_gradient():
     logits = torch.zeros(1, 3, 2, 6)
     logits[:, 2] = -300  # whose probability is 0 in float32
-    slope = pair_gradient(logits, 0.6)
+    slope = pair_gradient(logits, torch.full((1, 1, 1, 1), 0.6))
     assert slope.isfinite().all()
-    assert pair_loss(logits[0, :, 0].T.log_softmax(1), torch.arange(6)[:, None], 0.6).isfinite()
+    assert pair_loss(logits[0, :, 0].T.log_softmax(1), torch.arange(6)[:, None]).isfinite()
 
 
 @pytest.mark.parametrize("unit", [True, False])
@@ -100,11 +103,21 @@ def test_digits_by_more_than_k_means():
     assert adjusted_rand_score(digits.target, labels) > 0.05 + adjusted_rand_score(digits.target, means)
 
 
+def test_neighbours_that_tell_little_leave_no_equal_probabilities():
+    """A small beta alone does: such heads have the greater loss at beta = 1."""
+    x = np.random.default_rng(0).normal(size=(400, 24))
+    small, both = (ClusterHead(8, n_heads=2, epochs=20, random_state=0, beta=beta) for beta in (0.6, (0.6, 1.0)))
+    assert small.fit(x).predict_proba(x).max(1).mean() < 0.25
+    assert both.fit(x).predict_proba(x).max(1).mean() > 0.5
+    assert both.losses_[0] == pytest.approx(small.losses_[0], abs=1e-4)
+    assert both.loss_ == both.losses_[1] < both.losses_[0] - 0.2
+
+
 def test_loss_of_the_kept_head_is_that_of_its_probabilities(fitted):
     x, _ = blobs()
     rows = F.normalize(torch.tensor(x), dim=1)
     near = other_neighbours((rows - rows.mean(0)).float(), 20)
-    expected = pair_loss(torch.tensor(fitted.predict_proba(x)).log(), near, fitted.beta)
+    expected = pair_loss(torch.tensor(fitted.predict_proba(x)).log(), near)
     assert fitted.loss_ == pytest.approx(float(expected), abs=1e-5)
 
 
@@ -256,6 +269,8 @@ def test_verbose_tells_the_losses(capsys):
         (np.full((9, 2), np.nan), {}, "18 non-finite"),
         (np.full((9, 2), 1e30), {}, r"X reaches 1e\+30"),
         (np.zeros((9, 2)), {"beta": 0.5}, "beta"),
+        (np.ones((9, 2)), {"beta": ()}, "one at least"),
+        (np.ones((9, 2)), {"beta": (0.6, 1.5)}, "at most 1"),
         (np.zeros((9, 2)), {"epochs": 0}, "epochs"),
         (np.zeros((9, 2)), {"learning_rate": 0}, "learning_rate"),
         (np.zeros((9, 2)), {"device": "tpu"}, "device='tpu'"),

@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from itertools import cycle, islice
 from numbers import Integral, Real
 from typing import Any
 
@@ -41,7 +42,8 @@ class ClusterHead(ClusterMixin, BaseEstimator):
 
         -log(sum_c (p_ic p_jc)^beta / m_c)
 
-    for the probabilities p_i and p_j of a pair and their mean m, here the batch's, with no teacher.
+    for the probabilities p_i and p_j of a pair and their mean m, here the batch's, with no teacher. Heads of several
+    beta are compared by their loss at beta = 1.
 
     Parameters
     ----------
@@ -51,9 +53,10 @@ class ClusterHead(ClusterMixin, BaseEstimator):
         mean size, are taken (and at least 1), so that most pairs are of one class.
     n_heads : int, default=10
         Heads trained from different starts, all at once.
-    beta : float, default=0.6
-        Above 0.5, at most 1. The larger, the more equal the clusters' sizes and the more certain the probabilities.
-        Near 0.5 clusters stay empty where neighbours are often of different classes.
+    beta : float or tuple of float, default=(0.6, 1.0)
+        Above 0.5, at most 1; of several the heads take one after the other. A small one finds many separate clusters
+        where 1 takes two for one; with neighbours that are often of different classes, or classes of unequal size, it
+        ends in probabilities that are all about equal, and 1 does not.
     epochs : int, default=50
         Each takes every row once, with a random one of its neighbours.
     batch_size : int, default=256
@@ -95,9 +98,8 @@ class ClusterHead(ClusterMixin, BaseEstimator):
     O(n_samples^2 n_features). Memory beyond the input is O(n_samples (n_features + n_neighbors + n_clusters)) and a
     batch's probabilities.
 
-    The division by m makes a cluster dear that takes all: clusters come out about equally large. Where classes differ
-    much in size k-means and spectral clustering do better, and where they are balls k-means is as good and faster. A
-    cluster that no row is in is warned of.
+    The division by m makes a cluster dear that takes all: clusters differ less in size than classes may. Where these
+    are balls, k-means is as good and faster. A cluster that no row is in is warned of.
 
     SCAN's third step, training the whole network on augmented images with the most certain labels, is left out.
 
@@ -116,7 +118,7 @@ class ClusterHead(ClusterMixin, BaseEstimator):
         "n_clusters": [Interval(Integral, 1, None, closed="left")],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "n_heads": [Interval(Integral, 1, None, closed="left")],
-        "beta": [Interval(Real, 0.5, 1, closed="right")],
+        "beta": [Interval(Real, 0.5, 1, closed="right"), tuple],
         "epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -133,7 +135,7 @@ class ClusterHead(ClusterMixin, BaseEstimator):
         *,
         n_neighbors: int = 20,
         n_heads: int = 10,
-        beta: float = 0.6,
+        beta: float | tuple[float, ...] = (0.6, 1.0),
         epochs: int = 50,
         batch_size: int = 256,
         learning_rate: float = 6.0,
@@ -183,6 +185,8 @@ class ClusterHead(ClusterMixin, BaseEstimator):
             If a cluster is empty.
         """
         x = self._rows(X, reset=True)
+        if isinstance(self.beta, tuple) and not (self.beta and all(0.5 < beta <= 1 for beta in self.beta)):
+            raise ValueError(f"beta={self.beta} must hold numbers above 0.5 and at most 1, one at least")
         if len(x) < max(2, self.n_clusters):
             raise ValueError(
                 f"n_samples={len(x)} must be at least n_clusters={self.n_clusters}, and 2 for a pair of neighbours: "
@@ -213,7 +217,7 @@ class ClusterHead(ClusterMixin, BaseEstimator):
         weights, biases = self._train(rows, near)
         losses = torch.stack(
             [
-                pair_loss(F.linear(rows, weight, bias).log_softmax(1), near, self.beta)
+                pair_loss(F.linear(rows, weight, bias).log_softmax(1), near)
                 for weight, bias in zip(weights, biases, strict=True)
             ]
         )
@@ -239,6 +243,8 @@ class ClusterHead(ClusterMixin, BaseEstimator):
         on_cpu: dict[str, Any] = {"generator": draw, "device": "cpu"}
         start = torch.randn(math.prod(shape), d, dtype=torch.float32, **on_cpu).div_(math.sqrt(d))
         weight, bias = start.to(x.device), x.new_zeros(len(start))
+        betas = self.beta if isinstance(self.beta, tuple) else (self.beta,)
+        beta = x.new_tensor(list(islice(cycle(betas), shape[0]))).view(-1, 1, 1, 1)
         adam = torch.optim.Adam([weight, bias], fused=True)
         n_batches = -(-n // int(self.batch_size))
         n_steps, step = int(self.epochs) * n_batches, 0
@@ -248,7 +254,7 @@ class ClusterHead(ClusterMixin, BaseEstimator):
             for batch in torch.randperm(n, **on_cpu).to(x.device).tensor_split(n_batches):
                 pairs = x[torch.cat([batch, others[batch]])]
                 logits = torch.addmm(bias[:, None], weight, pairs.T).view(*shape, 2, len(batch))
-                slope = pair_gradient(logits, self.beta).view(-1, len(pairs))
+                slope = pair_gradient(logits, beta).view(-1, len(pairs))
                 weight.grad, bias.grad = slope @ pairs, slope.sum(1)
                 adam.param_groups[0]["lr"] = self.learning_rate / d * (1 + math.cos(math.pi * step / n_steps)) / 2
                 adam.step()
@@ -329,4 +335,4 @@ class ClusterHead(ClusterMixin, BaseEstimator):
         if len(x) < 2:
             raise ValueError(f"X has {len(x)} sample(s): a pair of neighbours takes 2")
         near = self._neighbours(self._centred(x)[0])
-        return -float(pair_loss(self._logits(x).log_softmax(1), near, self.beta))
+        return -float(pair_loss(self._logits(x).log_softmax(1), near))
