@@ -481,6 +481,13 @@ FAULTS = [
         "tests/test_head.py -k 'separate or kept'",
     ),
     Fault(
+        "all heads have the first exponent",
+        "dcfast/cluster/head.py",
+        "cycle(betas)",
+        "cycle(betas[:1])",
+        "tests/test_head.py -k little",
+    ),
+    Fault(
         "the head of the largest loss is kept",
         "dcfast/cluster/head.py",
         "losses.argmin()",
