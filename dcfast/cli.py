@@ -24,7 +24,7 @@ app = typer.Typer(
 # Options that a resumed run may be given anew: they change how far or how fast it goes, not what it computes.
 _RESUMABLE = frozenset({"resume", "epochs", "workers", "cache", "max_memory"})
 
-# Options that `train` and `scout` share.
+# Options that several commands share.
 _Arch = Annotated[str | None, typer.Option(help="alexnet, vgg16, small, micro, resnet18 or resnet50; by image size.")]
 _Filters = Annotated[float, typer.Option(help="Factor on the filters of the small and the micro network.")]
 _Sobel = Annotated[bool, typer.Option(help="Look at Sobel gradients, or at colours.")]
@@ -237,7 +237,7 @@ def probe(
     test: Annotated[
         Path | None, typer.Option(help="Folder of test images by class; a fifth of the run's own images.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: _Device = "auto",
 ) -> None:
     """Compare a run's network with the same network untrained, by a linear classifier on every convolution block."""
     with _clean_errors(lambda stop: "interrupted; nothing was written"):
@@ -284,12 +284,10 @@ def embed(
         int | None, typer.Option(help="Side of the crops; what the run had, or what the weights tell, at most 224.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode images.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16: what the network computes in.")] = (
-        "float32"
-    ),
-    limit: Annotated[int | None, typer.Option(help="Use this many images, chosen with the seed.")] = None,
+    workers: _Workers = None,
+    device: _Device = "auto",
+    precision: _Precision = "float32",
+    limit: _Limit = None,
     seed: Annotated[int, typer.Option(help="Key of that draw.")] = 0,
 ) -> None:
     """Write the features of images by a network that is trained already; its shape is read from the weights."""

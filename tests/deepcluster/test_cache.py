@@ -2,13 +2,12 @@
 
 import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.locks import locked_by_another
 from support.training import Silent
 from typer.testing import CliRunner
 
@@ -60,16 +59,11 @@ def never(*_):
 
 
 def test_one_process_makes_a_cache(folder, grey):
-    code = (
-        "import sys; from pathlib import Path; from dcfast._files import locked\n"
-        "with locked(Path(sys.argv[1]), ''): print(flush=True); input()"
-    )
-    holding = [sys.executable, "-c", code, f"{grey.path}.lock"]
-    with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(FileExistsError, match="another process is making the cache"):
-            check(folder, grey)
-        other.communicate(b"\n")
+    with (
+        locked_by_another(f"{grey.path}.lock"),
+        pytest.raises(FileExistsError, match="another process is making the cache"),
+    ):
+        check(folder, grey)
     assert len(check(folder, grey)) == 24
     assert sorted(os.listdir(folder.parent)) == ["cache", "images"]
 

@@ -2,12 +2,11 @@
 
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from support.locks import locked_by_another
 from support.training import SMALL, Silent, no_report, train  # noqa: F401
 from typer.testing import CliRunner
 
@@ -131,19 +130,12 @@ def test_commands_quote_the_path(make_run):
         RunDir(moved).require_free()
 
 
-_HOLD = (
-    "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
-)
-
-
 def test_one_process_trains_into_a_directory(tmp_path):
     train(tmp_path, epochs=1)
     directory = RunDir(tmp_path)
     with directory.held(), directory.held():  # this process may be that of another trainer of the run
         pass
-    held = [sys.executable, "-c", _HOLD, directory.path / "run.lock"]
-    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
+    with locked_by_another(directory.path / "run.lock"):
         before = {path: path.read_bytes() for path in directory.path.glob("*.*")}
         for attempt in (
             lambda: start("digits", directory.path, SMALL, overwrite=True, display=Silent()),
@@ -152,13 +144,12 @@ def test_one_process_trains_into_a_directory(tmp_path):
             with pytest.raises(FileExistsError, match=r"another process is training into .*: end it, wait for it"):
                 attempt()
         assert {path: path.read_bytes() for path in directory.path.glob("*.*")} == before
-        other.kill()
     trainer = resume(directory.path, epochs=2, display=Silent())
-    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(FileExistsError, match="another process is training"):
-            trainer.fit()
-        other.kill()
+    with (
+        locked_by_another(directory.path / "run.lock"),
+        pytest.raises(FileExistsError, match="another process is training"),
+    ):
+        trainer.fit()
     trainer.fit()
     assert not (directory.path / "run.lock").exists()
 

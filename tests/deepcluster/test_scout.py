@@ -4,13 +4,12 @@ import dataclasses
 import json
 import math
 import re
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.locks import locked_by_another
 from support.training import SMALL, Silent, train
 from typer.testing import CliRunner
 
@@ -271,17 +270,10 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
 def test_one_process_at_a_time(tmp_path):
     output = tmp_path / "scout"
     scout(output, seeds=1)
-    code = (
-        "import sys; from pathlib import Path; from dcfast._files import locked\n"
-        "with locked(Path(sys.argv[1]), ''): print(flush=True); input()"
-    )
-    holding = [sys.executable, "-c", code, str(output / "scout.lock")]
-    with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
+    with locked_by_another(output / "scout.lock"):
         assert len(scout(output, seeds=1).runs) == 2  # nothing is left to compute
         with pytest.raises(FileExistsError, match="another process is scouting into"):
             scout(output)
-        other.communicate(b"\n")
     assert len(scout(output).runs) == 4
     assert sorted(file.name for file in output.iterdir()) == ["report.html", "scout.json"]
 
